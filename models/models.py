@@ -1,0 +1,31 @@
+"""The models' registry: `@register('name')` on a class or factory, `make(spec)` to build one."""
+import torch
+
+from utils import Registry, UserError
+
+registry = Registry('model')
+register = registry.register
+
+
+def make(spec, args=None, load_sd=False):
+    """Build the model that `spec` = {name, args[, sd]} names.
+
+    args: further arguments, which win over the spec's own. load_sd: also load the parameters in spec['sd'].
+    Raises UserError for an unknown name, unfitting arguments, and parameters of another model (the first
+    differences are named).
+    """
+    model = registry.make(spec, args)
+    if load_sd:
+        _load_state(model, spec)
+    return model
+
+
+def _load_state(model, spec):
+    want = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    found = {key: tuple(value.shape) if torch.is_tensor(value) else None for key, value in spec['sd'].items()}
+    if want != found:
+        odd = [f'{key} is {found.get(key, "absent")}, wanted {want.get(key, "none")}'
+               for key in [*want, *(k for k in found if k not in want)] if want.get(key) != found.get(key)]
+        raise UserError(f'the parameters are not those of model {spec["name"]!r} with these arguments: '
+                        f'{"; ".join(odd[:3])}' + (f' and {len(odd) - 3} more' if len(odd) > 3 else ''))
+    model.load_state_dict(spec['sd'])

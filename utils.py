@@ -1,0 +1,189 @@
+"""Helpers everything else builds on: coordinates, metrics, normalization, the registry, errors, safe writes.
+
+Nothing here imports from the rest of the project. Coordinates are (y, x), each axis spans [-1, 1] over the
+whole image, and pixel i of n is centred at -1 + (2i + 1) / n. Images are (3, H, W) in [0, 1].
+"""
+import contextlib
+import copy
+import inspect
+import os
+import tempfile
+
+import torch
+
+
+class UserError(ValueError):
+    """A mistake the user can mend. Its message says, in one line, what was found, what was wanted and what to
+    do; the programs print it without a traceback and exit with code 2."""
+
+
+class Registry:
+    """Name -> class (or factory) of one kind of thing ('model', 'dataset'), filled by `@register('name')`."""
+
+    def __init__(self, kind):
+        self.kind = kind
+        self.entries = {}
+
+    def register(self, name):
+        """Decorator that makes a class or factory known as `name`. Raises ValueError when the name is taken by
+        something defined elsewhere (re-importing the same definition is fine)."""
+        def decorator(thing):
+            known = self.entries.get(name)
+            if known is not None and (known.__module__, known.__qualname__) != (thing.__module__, thing.__qualname__):
+                raise ValueError(f'{self.kind} {name!r} is registered twice: {known.__module__}.{known.__qualname__} '
+                                 f'and {thing.__module__}.{thing.__qualname__}; rename one')
+            self.entries[name] = thing
+            return thing
+        return decorator
+
+    def names(self):
+        return sorted(self.entries)
+
+    def get(self, name):
+        """The class or factory called `name`; UserError listing the known names when there is none."""
+        if name not in self.entries:
+            raise UserError(f'{self.kind} {name!r} is not known; known: {", ".join(self.names())}')
+        return self.entries[name]
+
+    def make(self, spec, args=None):
+        """Build what `spec` = {name, args} names; `args` are added to, and win over, the spec's own.
+
+        The spec is not changed, nor shared with what is built. Raises UserError for a malformed spec, an unknown
+        name, and arguments that the constructor does not take or lacks.
+        """
+        if not isinstance(spec, dict) or not isinstance(spec.get('name'), str):
+            raise UserError(f'a {self.kind} spec is {{name: ..., args: {{...}}}}, found {_short(spec)}')
+        thing = self.get(spec['name'])
+        given = spec.get('args') or {}
+        if not isinstance(given, dict):
+            raise UserError(f'{self.kind} {spec["name"]!r}: args is a mapping, found {_short(given)}')
+        merged = {**copy.deepcopy(given), **(args or {})}
+        signature = inspect.signature(thing)
+        try:
+            signature.bind(**merged)
+        except TypeError as error:
+            raise UserError(f'{self.kind} {spec["name"]!r}: {error}; it takes {", ".join(signature.parameters)}') \
+                from None
+        return thing(**merged)
+
+
+def _short(value, limit=80):
+    text = repr(value)
+    return text if len(text) <= limit else text[:limit - 3] + '...'
+
+
+def axis_coord(n, v0=-1.0, v1=1.0, device=None, dtype=torch.float32):
+    """Centres of n equal intervals of [v0, v1]: (n,).
+
+    The order of operations, (v0 + r) + 2r * i, is part of the format: nearest-neighbour look-ups at odd scales hit
+    exact ties, which another order would break differently.
+    """
+    r = (v1 - v0) / (2 * n)
+    return v0 + r + (2 * r) * torch.arange(n, device=device, dtype=dtype)  # (n,)
+
+
+def make_coord(shape, ranges=None, flatten=True, device=None, dtype=torch.float32):
+    """Coordinates of the pixel centres of a grid.
+
+    shape: sizes, such as (H, W); ranges: one (low, high) per axis, [-1, 1] each when absent.
+    Returns (H * W, 2), rows first, or (H, W, 2) with `flatten=False`; the last axis is (y, x).
+    """
+    ranges = ranges or [(-1, 1)] * len(shape)
+    axes = [axis_coord(n, v0, v1, device, dtype) for n, (v0, v1) in zip(shape, ranges)]
+    grid = torch.stack(torch.meshgrid(*axes, indexing='ij'), dim=-1)  # (H, W, 2)
+    return grid.view(-1, grid.shape[-1]) if flatten else grid
+
+
+def to_pixel_samples(img):
+    """An image (C, H, W) as coordinate-value pairs: coord (H * W, 2), rgb (H * W, C)."""
+    coord = make_coord(img.shape[-2:], device=img.device)
+    rgb = img.reshape(img.shape[0], -1).permute(1, 0)  # (H * W, C)
+    return coord, rgb
+
+
+def normalize(x, spec, channel_dim):
+    """(x - sub) / div per channel. spec: {sub: [...], div: [...]} with one or three numbers each, None for none;
+    channel_dim: where the channels of x are (1 for images (B, 3, h, w), -1 for samples (B, Q, 3))."""
+    if not spec:
+        return x
+    sub, div = _per_channel(x, spec, channel_dim)
+    return (x - sub) / div
+
+
+def denormalize(x, spec, channel_dim):
+    """Undo `normalize`: x * div + sub."""
+    if not spec:
+        return x
+    sub, div = _per_channel(x, spec, channel_dim)
+    return x * div + sub
+
+
+def _per_channel(x, spec, channel_dim):
+    shape = [1] * x.dim()
+    shape[channel_dim] = -1
+    return [torch.as_tensor(spec[key], dtype=x.dtype, device=x.device).view(shape) for key in ('sub', 'div')]
+
+
+def calc_psnr(sr, hr, dataset=None, scale=1, rgb_range=1):
+    """Peak signal-to-noise ratio in dB, by the rules of the paper's tables: a 0-d tensor, inf for equal images.
+
+    sr, hr: (B, C, H, W) in [0, rgb_range]; the squared error is pooled over the batch.
+    dataset: None (every pixel and channel), 'benchmark' (luma of ITU-R BT.601 in its 16-235 range, `scale` pixels
+    shaved from each side; one channel is used as it is), 'div2k' (RGB, `scale` + 6 pixels shaved).
+    """
+    diff = (sr - hr) / rgb_range  # (B, C, H, W)
+    shave = 0
+    if dataset == 'benchmark':
+        shave = scale
+        if diff.shape[1] > 1:
+            luma = diff.new_tensor([65.738, 129.057, 25.064]).view(1, 3, 1, 1) / 256
+            diff = (diff * luma).sum(dim=1)  # (B, H, W)
+    elif dataset == 'div2k':
+        shave = scale + 6
+    elif dataset is not None:
+        raise UserError(f"PSNR is defined for dataset None, 'benchmark' or 'div2k', found {dataset!r}")
+    if min(diff.shape[-2:]) <= 2 * shave:
+        raise UserError(f'nothing is left of an image of {tuple(diff.shape[-2:])} after {shave} pixels are shaved '
+                        f'from each side: use a larger image or a smaller scale')
+    valid = diff[..., shave:diff.shape[-2] - shave, shave:diff.shape[-1] - shave]
+    return -10 * torch.log10(valid.pow(2).mean())
+
+
+class Averager:
+    """A running weighted mean: `add(value, weight)`, then `item()`; 0.0 before anything was added."""
+
+    def __init__(self):
+        self.n = 0.0
+        self.v = 0.0
+
+    def add(self, v, n=1.0):
+        self.n += n
+        self.v += (v - self.v) * n / self.n
+
+    def item(self):
+        return self.v
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode='wb', **kwargs):
+    """Open a temporary file beside `path`; on success it is flushed to disk and renamed to `path`, on any error it
+    is removed and whatever stood at `path` stays. Readers never see a partial file."""
+    folder = os.path.dirname(os.path.abspath(path))
+    fd, temporary = tempfile.mkstemp(dir=folder, prefix='.' + os.path.basename(path) + '.')
+    try:
+        with os.fdopen(fd, mode, **kwargs) as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
