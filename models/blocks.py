@@ -1,0 +1,45 @@
+"""Convolutional pieces that several encoders share."""
+import math
+
+import torch
+from torch import nn
+
+from utils import UserError
+
+# Mean RGB of the DIV2K training images, by which the original EDSR shifts its input.
+DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
+
+
+def conv(in_channels, out_channels, kernel_size=3):
+    """A convolution that keeps height and width."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+
+
+class MeanShift(nn.Conv2d):
+    """The fixed 1x1 convolution x + sign * rgb_range * mean.
+
+    LIIF normalizes its input itself and never runs this; the tensors stay, frozen, because checkpoints list them
+    and published optimizer states count parameters by position.
+    """
+
+    def __init__(self, rgb_range, sign):
+        super().__init__(3, 3, kernel_size=1)
+        self.weight.data = torch.eye(3).view(3, 3, 1, 1)
+        self.bias.data = sign * rgb_range * torch.tensor(DIV2K_MEAN)
+        self.requires_grad_(False)
+
+
+class Upsampler(nn.Sequential):
+    """Sub-pixel convolution: (B, C, h, w) -> (B, C, scale * h, scale * w) for a power of two, in steps of two, or 3."""
+
+    def __init__(self, scale, n_feats):
+        layers = []
+        if scale == 3:
+            layers = [conv(n_feats, 9 * n_feats), nn.PixelShuffle(3)]
+        elif isinstance(scale, int) and scale > 0 and scale & (scale - 1) == 0:
+            for _ in range(int(math.log2(scale))):
+                layers += [conv(n_feats, 4 * n_feats), nn.PixelShuffle(2)]
+        else:
+            raise UserError(f'scale: found {scale!r}, wanted 3 or a power of two; for any other scale train LIIF '
+                            f'with no_upsampling: true')
+        super().__init__(*layers)

@@ -1,0 +1,56 @@
+"""EDSR (Lim et al., CVPR Workshops 2017): a plain residual network without batch normalization."""
+from torch import nn
+
+from .blocks import MeanShift, Upsampler, conv
+from .models import register
+
+
+class ResBlock(nn.Module):
+    """x + res_scale * conv(relu(conv(x)))."""
+
+    def __init__(self, n_feats, res_scale):
+        super().__init__()
+        self.body = nn.Sequential(conv(n_feats, n_feats), nn.ReLU(inplace=True), conv(n_feats, n_feats))
+        self.res_scale = res_scale
+
+    def forward(self, x):
+        res = self.body(x)  # (B, C, h, w)
+        return x + (res if self.res_scale == 1 else self.res_scale * res)
+
+
+class EDSR(nn.Module):
+    """(B, 3, h, w) -> (B, n_feats, h, w) with no_upsampling, else (B, 3, scale * h, scale * w).
+
+    out_dim: channels of the output. receptive_radius: how many pixels beyond itself an output code sees.
+    """
+
+    def __init__(self, n_resblocks, n_feats, res_scale, scale, no_upsampling, rgb_range):
+        super().__init__()
+        self.no_upsampling = no_upsampling
+        self.sub_mean = MeanShift(rgb_range, -1)
+        self.add_mean = MeanShift(rgb_range, +1)
+        self.head = nn.Sequential(conv(3, n_feats))
+        self.body = nn.Sequential(*[ResBlock(n_feats, res_scale) for _ in range(n_resblocks)], conv(n_feats, n_feats))
+        if no_upsampling:
+            self.out_dim = n_feats
+            self.receptive_radius = 2 * n_resblocks + 2
+        else:
+            self.out_dim = 3
+            self.tail = nn.Sequential(Upsampler(scale, n_feats), conv(n_feats, 3))
+
+    def forward(self, x):
+        x = self.head(x)  # (B, C, h, w)
+        x = x + self.body(x)  # (B, C, h, w)
+        return x if self.no_upsampling else self.tail(x)
+
+
+@register('edsr-baseline')
+def make_edsr_baseline(n_resblocks=16, n_feats=64, res_scale=1, scale=2, no_upsampling=False, rgb_range=1):
+    """EDSR-baseline: 16 blocks of 64 features, 1.2 M parameters; the encoder of most of the paper's tables."""
+    return EDSR(n_resblocks, n_feats, res_scale, scale, no_upsampling, rgb_range)
+
+
+@register('edsr')
+def make_edsr(n_resblocks=32, n_feats=256, res_scale=0.1, scale=2, no_upsampling=False, rgb_range=1):
+    """EDSR: 32 blocks of 256 features with residuals scaled by 0.1."""
+    return EDSR(n_resblocks, n_feats, res_scale, scale, no_upsampling, rgb_range)

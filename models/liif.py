@@ -1,0 +1,257 @@
+"""LIIF: a continuous image as a grid of latent codes and an MLP that decodes any coordinate (paper, section 3).
+
+Textbook form, for a query x and each of the four codes z_t around it (eqs. 2 to 5, notation of the paper):
+
+    s(x) = sum_t S_t / S * f([unfold3x3(z_t), (x - v_t) * (h, w), cell * (h, w)])
+
+with v_t the centre of code t and S_t the area of the rectangle between x and the *diagonally opposite* centre.
+That sends 9C + 4 = 580 inputs through f four times for each query. The same function, reorganised:
+
+1. f's first layer is linear, so its share of the 9C feature inputs is one 3x3 convolution of the feature map,
+   computed once per image (`encode`) and merely looked up per query;
+2. the four inputs that depend on the query (relative coordinate, relative cell) are added by a product with the
+   layer's last four columns;
+3. the last layer is linear and the weights sum to one, so the four hidden vectors are blended first and the
+   layer is applied once;
+4. on a regular grid (`decode_grid`) nearest codes, offsets and areas separate into a row and a column table.
+
+Per query at the paper's sizes: 789,248 multiply-adds instead of 1,383,424, and 256 gathered values a corner
+instead of 576. A decoder other than a ReLU MLP takes the textbook form (`_textbook`).
+"""
+from typing import NamedTuple, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import models
+from utils import UserError, axis_coord
+from .mlp import MLP
+from .models import register
+
+SHIFT = 1e-6  # breaks the ties of queries half-way between two codes, and keeps clamped coordinates inside
+QUERIES = 1024  # queries decoded together without gradients: four corners of 256 floats each stay in the cache
+
+
+class Codes(NamedTuple):
+    """The latent codes of an image, or of a window of it, ready for decoding.
+
+    feat: (B, C, th, tw); table: (B * th * tw, D), the rows from which queries gather (the first layer's share, or
+    the unfolded features of a general decoder); shape: (h, w) of the whole image's map; origin: (row, column) of
+    the window in it.
+    """
+    feat: torch.Tensor
+    table: Optional[torch.Tensor]
+    shape: tuple
+    origin: tuple = (0, 0)
+
+
+@register('liif')
+class LIIF(nn.Module):
+    """encoder_spec: an encoder with `out_dim`; imnet_spec: the decoder f, given `in_dim` here; without it the model
+    reads the pixels of an up-sampling encoder (the fixed-scale rows of the paper's tables).
+    local_ensemble, feat_unfold, cell_decode: the paper's components, each switchable (table 3: -e, -u, -c)."""
+
+    def __init__(self, encoder_spec, imnet_spec=None, local_ensemble=True, feat_unfold=True, cell_decode=True):
+        super().__init__()
+        self.local_ensemble = local_ensemble
+        self.feat_unfold = feat_unfold
+        self.cell_decode = cell_decode
+        self.encoder = models.make(encoder_spec)
+        self.imnet = None
+        if imnet_spec is not None:
+            in_dim = self.encoder.out_dim * (9 if feat_unfold else 1) + 2 + (2 if cell_decode else 0)
+            self.imnet = models.make(imnet_spec, args={'in_dim': in_dim})
+
+    # The protocol of the LIIF family.
+
+    def gen_feat(self, inp):
+        """inp: (B, 3, h, w), normalized. Keeps and returns the features (B, C, h, w)."""
+        self.codes = self.encode(inp)
+        self.feat = self.codes.feat
+        return self.feat
+
+    def query_rgb(self, coord, cell=None):
+        """coord, cell: (B, Q, 2) in [-1, 1] (cell unused without cell_decode). Returns RGB (B, Q, 3), normalized."""
+        return self.decode(self.codes, coord, cell)
+
+    def forward(self, inp, coord, cell):
+        return self.decode(self.encode(inp), coord, cell)
+
+    # Encoding.
+
+    @property
+    def halo(self):
+        """How far beyond a window `encode` reads, in pixels; None when the encoder sees the whole image, or an
+        up-sampler changes the size, so that windows would not give the same codes."""
+        radius = getattr(self.encoder, 'receptive_radius', None) if self.imnet is not None else None
+        return None if radius is None else radius + int(self.feat_unfold)
+
+    def encode(self, inp, window=None):
+        """Codes of inp (B, 3, h, w), normalized; of its rows and columns (top, left, bottom, right) only when a window
+        is given: equal to that part of the whole image's codes, since it is computed from the window and `halo`
+        pixels around it, never beyond the border."""
+        if window is None:
+            feat = self.encoder(inp)  # (B, C, h, w)
+            return Codes(feat, self._table(feat), tuple(feat.shape[-2:]))
+        if self.halo is None:
+            raise UserError('this encoder looks at the whole image, so an image cannot be encoded in tiles exactly; '
+                            'encode it whole')
+        h, w = inp.shape[-2:]
+        top, left, bottom, right = window
+        # Features one code beyond the window feed the 3x3 of the table, whose own padding then falls only on the border.
+        t, l, b, r = _grow(window, int(self.feat_unfold), h, w)
+        T, L, B, R = _grow(window, self.halo, h, w)
+        feat = self.encoder(inp[..., T:B, L:R])[..., t - T:b - T, l - L:r - L]
+        crop = (slice(top - t, bottom - t), slice(left - l, right - l))
+        return Codes(feat[(..., *crop)], self._table(feat, crop), (h, w), (top, left))
+
+    @property
+    def _shares_first_layer(self):
+        """Whether f is a ReLU MLP with a hidden layer, to which the reorganisation applies."""
+        return isinstance(self.imnet, MLP) and len(self.imnet.layers) > 1
+
+    def _table(self, feat, crop=(slice(None), slice(None))):
+        """Rows to gather: (B * th * tw, D), of the feature map (B, C, h, w) or its part `crop`."""
+        if self.imnet is None:
+            return None
+        if self._shares_first_layer:
+            first = self.imnet.layers[0]
+            c, k = feat.shape[1], 3 if self.feat_unfold else 1
+            # Unfold orders its channels c * 9 + k, so the weight's columns are a convolution kernel as they stand.
+            kernel = first.weight[:, :c * k * k].reshape(-1, c, k, k)
+            table = F.conv2d(feat, kernel, first.bias, padding=k // 2)  # (B, D, h, w)
+        elif self.feat_unfold:
+            table = F.unfold(feat, 3, padding=1).view(feat.shape[0], -1, *feat.shape[-2:])  # (B, 9C, h, w)
+        else:
+            table = feat
+        table = table[(..., *crop)].permute(0, 2, 3, 1)  # (B, th, tw, D)
+        return table.reshape(-1, table.shape[-1])
+
+    # Decoding.
+
+    def decode(self, codes, coord, cell=None):
+        """RGB (B, Q, 3), normalized, of scattered queries coord, cell (B, Q, 2)."""
+        b, q = coord.shape[:2]
+        if self.imnet is None:
+            return self._read(codes, coord.unsqueeze(1))[:, :, 0].transpose(1, 2)
+        if torch.is_grad_enabled() or q <= QUERIES:
+            return self._decode(codes, coord, cell)
+        parts = zip(coord.split(QUERIES, 1), cell.split(QUERIES, 1) if self.cell_decode else coord.split(QUERIES, 1))
+        return torch.cat([self._decode(codes, x, c) for x, c in parts], dim=1)
+
+    @staticmethod
+    def _read(codes, coord):
+        """Without a decoder: the nearest pixel of the up-sampled image, (B, C, H', W') for coord (B, H', W', 2)."""
+        return F.grid_sample(codes.feat.to(coord.dtype), coord.flip(-1), mode='nearest', align_corners=False)
+
+    def _corners(self):
+        return [(-1, -1), (-1, 1), (1, -1), (1, 1)] if self.local_ensemble else [(0, 0)]
+
+    def _nearest(self, codes, coord, corner):
+        """The code nearest to each query moved by half a code's spacing towards `corner`.
+
+        coord: (B, Q, 2). Returns its row of codes.table, (B, Q), and the relative coordinate (B, Q, 2).
+        """
+        (h, w), (top, left), (th, tw) = codes.shape, codes.origin, codes.feat.shape[-2:]
+        row, y = nearest_code(coord[..., 0], h, corner[0])
+        column, x = nearest_code(coord[..., 1], w, corner[1])
+        image = torch.arange(coord.shape[0], device=coord.device).view(-1, 1)
+        return (image * th + row - top) * tw + column - left, torch.stack([y, x], dim=-1)
+
+    def _decode(self, codes, coord, cell):
+        b, q = coord.shape[:2]
+        found = [self._nearest(codes, coord, corner) for corner in self._corners()]
+        index = torch.stack([i.view(-1) for i, _ in found])  # (T, B * Q)
+        offset = torch.stack([x.view(-1, 2) for _, x in found])  # (T, B * Q, 2)
+        query = offset
+        if self.cell_decode:
+            size = coord.new_tensor(codes.shape)
+            query = torch.cat([offset, (cell * size).reshape(1, -1, 2).expand_as(offset)], dim=-1)  # (T, B * Q, 4)
+        weight = _opposite_areas(offset[..., 0], offset[..., 1])  # (T, B * Q)
+        rgb = self._blend(codes.table.index_select(0, index.view(-1)), query.flatten(0, 1), weight)
+        return rgb.view(b, q, -1)
+
+    def decode_grid(self, codes, y, x, cell):
+        """RGB (B, 3, H, W), normalized, at the crossings of rows y (H,) and columns x (W,); cell: (2,), one pixel size
+        for all. For inference: nothing here is differentiated with respect to coordinates."""
+        if self.imnet is None:
+            grid = torch.stack(torch.meshgrid(y, x, indexing='ij'), dim=-1)  # (H, W, 2)
+            return self._read(codes, grid.expand(len(codes.feat), *grid.shape))
+        rows = [nearest_code(y, codes.shape[0], v) for v in ((-1, 1) if self.local_ensemble else (0,))]
+        columns = [nearest_code(x, codes.shape[1], v) for v in ((-1, 1) if self.local_ensemble else (0,))]
+        (top, left), (th, tw) = codes.origin, codes.feat.shape[-2:]
+        b = codes.feat.shape[0]
+        image = torch.arange(b, device=y.device).view(-1, 1, 1) * (th * tw)
+        out = y.new_empty(b, len(y), len(x), 3)
+        width = min(len(x), QUERIES)
+        height = max(1, QUERIES // (width * b))
+        cell = (cell * y.new_tensor(codes.shape)).to(y)  # (2,), relative
+        for r in range(0, len(y), height):
+            for c in range(0, len(x), width):
+                block = [(i[r:r + height].view(-1, 1) - top, d[r:r + height].view(-1, 1)) for i, d in rows]
+                across = [(i[c:c + width] - left, d[c:c + width]) for i, d in columns]
+                index = torch.stack([image + i * tw + j for i, _ in block for j, _ in across])  # (T, B, H', W')
+                offset = torch.stack([torch.stack(torch.broadcast_tensors(v, u), dim=-1)
+                                      for _, v in block for _, u in across])  # (T, H', W', 2)
+                weight = _opposite_areas(offset[..., 0], offset[..., 1])  # (T, H', W')
+                query = torch.cat([offset, cell.expand_as(offset)], dim=-1) if self.cell_decode else offset
+                query = query.unsqueeze(1).expand(*index.shape, -1).reshape(index.numel(), -1)  # (T * N, 4)
+                weight = weight.unsqueeze(1).expand(index.shape).reshape(len(index), -1)  # (T, N)
+                rgb = self._blend(codes.table.index_select(0, index.view(-1)), query, weight)  # (N, 3)
+                out[:, r:r + height, c:c + width] = rgb.view(*index.shape[1:], 3)
+        return out.permute(0, 3, 1, 2)  # (B, 3, H, W)
+
+    def _blend(self, gathered, query, weight):
+        """f at every corner, blended: (N, 3) in float32 at least.
+
+        gathered: (T * N, D), rows of the table, overwritten; query: (T * N, 2 or 4), what the first layer takes
+        besides the features; weight: (T, N), sums to one over the T corners.
+        """
+        t, n = weight.shape
+        if not self._shares_first_layer:
+            rgb = self.imnet(torch.cat([gathered, query.to(gathered.dtype)], dim=-1))  # (T * N, 3)
+            return torch.einsum('tn,tnc->nc', weight, rgb.view(t, n, -1).to(weight.dtype))
+        first, *hidden, last = [layer for layer in self.imnet.layers if isinstance(layer, nn.Linear)]
+        dtype = gathered.dtype
+        columns = first.weight[:, -query.shape[-1]:].t()  # (2 or 4, D)
+        if dtype != query.dtype:
+            # Half precision would lose digits of the coordinates, so the lost part is added as further inputs.
+            coarse = query.to(dtype)
+            query = torch.cat([coarse, (query - coarse).to(dtype)], dim=-1)
+            columns = torch.cat([columns, columns])
+        x = gathered.addmm_(query, columns.to(dtype)).relu_()  # (T * N, D)
+        for layer in hidden:
+            x = F.linear(x, layer.weight, layer.bias).relu_()  # (T * N, D)
+        x = x.view(t, n, -1)
+        if t > 1:
+            x = torch.einsum('tn,tnd->nd', weight.to(x.dtype), x)
+        return F.linear(x.view(n, -1), last.weight, last.bias).to(weight.dtype)  # (N, 3)
+
+
+def nearest_code(x, n, side=0):
+    """The code nearest to coordinate x, or to x moved by half the spacing of codes towards `side`, on one axis.
+
+    x: any shape, in [-1, 1]; n: codes along the axis; side: -1, 0 or 1.
+    Returns the index (int64) and x's distance from that code's centre in units of half the spacing of codes.
+    A ramp sent through grid_sample itself breaks the ties of odd scales as the published model does, on every device.
+    """
+    moved = (x + (side / n + SHIFT) if side else x).clamp(-1 + SHIFT, 1 - SHIFT)
+    ramp = torch.arange(n, device=x.device, dtype=x.dtype).view(1, 1, 1, n)
+    where = torch.stack([moved, torch.zeros_like(moved)], dim=-1).view(1, 1, -1, 2)
+    with torch.autocast(x.device.type, enabled=False):
+        index = F.grid_sample(ramp, where, mode='nearest', align_corners=False).view(x.shape).long()
+    centre = axis_coord(n, device=x.device, dtype=x.dtype)[index]
+    return index, (x - centre) * n
+
+
+def _opposite_areas(y, x):
+    """Blending weights of the local ensemble (eq. 4): corner t gets the area that x spans with the opposite corner.
+    y, x: relative coordinates, (T, ...), T = 4 or 1. Returns (T, ...), summing to one over T."""
+    area = (y * x).abs() + 1e-9
+    return area.flip(0) / area.sum(0)
+
+
+def _grow(window, by, h, w):
+    top, left, bottom, right = window
+    return max(top - by, 0), max(left - by, 0), min(bottom + by, h), min(right + by, w)

@@ -1,0 +1,77 @@
+"""RDN (Zhang et al., CVPR 2018): residual dense blocks whose outputs are fused globally."""
+import torch
+from torch import nn
+
+from utils import UserError
+from .blocks import conv
+from .models import register
+
+CONFIGS = {'A': (20, 6, 32), 'B': (16, 8, 64)}  # blocks D, convolutions a block C, growth G
+
+
+class DenseConv(nn.Module):
+    """Appends `growth` new channels to its input."""
+
+    def __init__(self, in_channels, growth, kernel_size):
+        super().__init__()
+        self.conv = nn.Sequential(conv(in_channels, growth, kernel_size), nn.ReLU())
+
+    def forward(self, x):
+        return torch.cat([x, self.conv(x)], dim=1)  # (B, in_channels + growth, h, w)
+
+
+class ResidualDenseBlock(nn.Module):
+    def __init__(self, channels, growth, n_convs, kernel_size):
+        super().__init__()
+        self.convs = nn.Sequential(*[DenseConv(channels + i * growth, growth, kernel_size) for i in range(n_convs)])
+        self.LFF = conv(channels + n_convs * growth, channels, 1)  # local feature fusion
+
+    def forward(self, x):
+        return x + self.LFF(self.convs(x))  # (B, G0, h, w)
+
+
+@register('rdn')
+class RDN(nn.Module):
+    """(B, 3, h, w) -> (B, G0, h, w) with no_upsampling, else (B, 3, scale * h, scale * w) for scale 2, 3 or 4.
+
+    RDNconfig: 'A' (20 blocks of 6 convolutions, growth 32) or 'B' (16, 8, 64).
+    out_dim: channels of the output. receptive_radius: how many pixels beyond itself an output code sees.
+    """
+
+    def __init__(self, G0=64, RDNkSize=3, RDNconfig='B', scale=2, no_upsampling=False):
+        super().__init__()
+        if RDNconfig not in CONFIGS:
+            raise UserError(f'RDNconfig: found {RDNconfig!r}, wanted {" or ".join(CONFIGS)}')
+        n_blocks, n_convs, growth = CONFIGS[RDNconfig]
+        self.no_upsampling = no_upsampling
+        self.SFENet1 = conv(3, G0, RDNkSize)  # shallow feature extraction
+        self.SFENet2 = conv(G0, G0, RDNkSize)
+        self.RDBs = nn.ModuleList(ResidualDenseBlock(G0, growth, n_convs, RDNkSize) for _ in range(n_blocks))
+        self.GFF = nn.Sequential(conv(n_blocks * G0, G0, 1), conv(G0, G0, RDNkSize))  # global feature fusion
+        if no_upsampling:
+            self.out_dim = G0
+            self.receptive_radius = (3 + n_blocks * n_convs) * (RDNkSize // 2)
+        else:
+            self.out_dim = 3
+            self.UPNet = self._upsampler(G0, growth, RDNkSize, scale)
+
+    @staticmethod
+    def _upsampler(G0, growth, kernel_size, scale):
+        if scale in (2, 3):
+            layers = [conv(G0, growth * scale ** 2, kernel_size), nn.PixelShuffle(scale)]
+        elif scale == 4:
+            layers = [conv(G0, growth * 4, kernel_size), nn.PixelShuffle(2),
+                      conv(growth, growth * 4, kernel_size), nn.PixelShuffle(2)]
+        else:
+            raise UserError(f'scale: found {scale!r}, wanted 2, 3 or 4 for an RDN with its own up-sampler')
+        return nn.Sequential(*layers, conv(growth, 3, kernel_size))
+
+    def forward(self, x):
+        shallow = self.SFENet1(x)  # (B, G0, h, w)
+        x = self.SFENet2(shallow)  # (B, G0, h, w)
+        outputs = []
+        for block in self.RDBs:
+            x = block(x)
+            outputs.append(x)
+        x = self.GFF(torch.cat(outputs, dim=1)) + shallow  # (B, G0, h, w)
+        return x if self.no_upsampling else self.UPNet(x)
