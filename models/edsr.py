@@ -34,6 +34,7 @@ class EDSR(nn.Module):
         if no_upsampling:
             self.out_dim = n_feats
             self.receptive_radius = 2 * n_resblocks + 2
+            self.floats_per_pixel = 6 * n_feats
         else:
             self.out_dim = 3
             self.tail = nn.Sequential(Upsampler(scale, n_feats), conv(n_feats, 3))

@@ -30,7 +30,7 @@ from .mlp import MLP
 from .models import register
 
 SHIFT = 1e-6  # breaks the ties of queries half-way between two codes, and keeps clamped coordinates inside
-QUERIES = 1024  # queries decoded together without gradients: four corners of 256 floats each stay in the cache
+CPU_CHUNK, GPU_CHUNK = 1024, 65536  # queries decoded together: what fits a CPU's cache, or fills a GPU
 
 
 class Codes(NamedTuple):
@@ -87,6 +87,12 @@ class LIIF(nn.Module):
         radius = getattr(self.encoder, 'receptive_radius', None) if self.imnet is not None else None
         return None if radius is None else radius + int(self.feat_unfold)
 
+    @property
+    def floats_per_pixel(self):
+        """About how many floats encoding holds at once per source pixel, by which tiles are sized."""
+        table = self.imnet.layers[0].out_features if self._shares_first_layer else 9 * self.encoder.out_dim
+        return getattr(self.encoder, 'floats_per_pixel', 32 * self.encoder.out_dim) + 2 * table
+
     def encode(self, inp, window=None):
         """Codes of inp (B, 3, h, w), normalized; of its rows and columns (top, left, bottom, right) only when a window
         is given: equal to that part of the whole image's codes, since it is computed from the window and `halo`
@@ -135,9 +141,10 @@ class LIIF(nn.Module):
         b, q = coord.shape[:2]
         if self.imnet is None:
             return self._read(codes, coord.unsqueeze(1))[:, :, 0].transpose(1, 2)
-        if torch.is_grad_enabled() or q <= QUERIES:
+        chunk = _chunk(codes)
+        if torch.is_grad_enabled() or q <= chunk:
             return self._decode(codes, coord, cell)
-        parts = zip(coord.split(QUERIES, 1), cell.split(QUERIES, 1) if self.cell_decode else coord.split(QUERIES, 1))
+        parts = zip(coord.split(chunk, 1), (cell if self.cell_decode else coord).split(chunk, 1))
         return torch.cat([self._decode(codes, x, c) for x, c in parts], dim=1)
 
     @staticmethod
@@ -172,9 +179,9 @@ class LIIF(nn.Module):
         rgb = self._blend(codes.table.index_select(0, index.view(-1)), query.flatten(0, 1), weight)
         return rgb.view(b, q, -1)
 
-    def decode_grid(self, codes, y, x, cell):
+    def decode_grid(self, codes, y, x, cell, chunk=None):
         """RGB (B, 3, H, W), normalized, at the crossings of rows y (H,) and columns x (W,); cell: (2,), one pixel size
-        for all. For inference: nothing here is differentiated with respect to coordinates."""
+        for all; chunk: queries decoded at a time, chosen for the device when None."""
         if self.imnet is None:
             grid = torch.stack(torch.meshgrid(y, x, indexing='ij'), dim=-1)  # (H, W, 2)
             return self._read(codes, grid.expand(len(codes.feat), *grid.shape))
@@ -184,8 +191,9 @@ class LIIF(nn.Module):
         b = codes.feat.shape[0]
         image = torch.arange(b, device=y.device).view(-1, 1, 1) * (th * tw)
         out = y.new_empty(b, len(y), len(x), 3)
-        width = min(len(x), QUERIES)
-        height = max(1, QUERIES // (width * b))
+        chunk = min(chunk or _chunk(codes), _chunk(codes))
+        width = min(len(x), chunk)
+        height = max(1, chunk // (width * b))
         cell = (cell * y.new_tensor(codes.shape)).to(y)  # (2,), relative
         for r in range(0, len(y), height):
             for c in range(0, len(x), width):
@@ -250,6 +258,10 @@ def _opposite_areas(y, x):
     y, x: relative coordinates, (T, ...), T = 4 or 1. Returns (T, ...), summing to one over T."""
     area = (y * x).abs() + 1e-9
     return area.flip(0) / area.sum(0)
+
+
+def _chunk(codes):
+    return CPU_CHUNK if codes.feat.device.type == 'cpu' else GPU_CHUNK
 
 
 def _grow(window, by, h, w):

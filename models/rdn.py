@@ -50,6 +50,7 @@ class RDN(nn.Module):
         self.GFF = nn.Sequential(conv(n_blocks * G0, G0, 1), conv(G0, G0, RDNkSize))  # global feature fusion
         if no_upsampling:
             self.out_dim = G0
+            self.floats_per_pixel = (2 * n_blocks + 6) * G0 + 2 * n_convs * growth
             self.receptive_radius = (3 + n_blocks * n_convs) * (RDNkSize // 2)
         else:
             self.out_dim = 3
