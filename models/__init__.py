@@ -3,3 +3,4 @@ from .models import make, register, registry  # first: model files import these 
 from . import edsr, rdn, rcan  # encoders
 from . import mlp
 from . import liif, metasr  # decoders
+from . import interpolation  # baselines without weights

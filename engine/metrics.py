@@ -1,0 +1,93 @@
+"""Image quality beside PSNR (`utils.calc_psnr`): SSIM, and LPIPS through its own library.
+
+Each is computed on the pixels PSNR is computed on: predictions clamped to [0, 1] and not rounded, `dataset` and
+`scale` choosing colour space and border as in `calc_psnr`.
+"""
+import os
+
+import torch
+import torch.nn.functional as F
+
+from utils import UserError
+
+LUMA = (65.738, 129.057, 25.064)  # ITU-R BT.601 in its 16-235 range, over 256, for RGB in [0, 1]
+
+
+def measured(img, dataset=None, scale=1):
+    """The part of an image that counts: img (B, C, H, W) in [0, 1] -> (B, C', H', W').
+
+    dataset None: everything; 'benchmark': luma (one channel as it is), `scale` pixels shaved from each side;
+    'div2k': RGB, `scale` + 6 shaved. Raises UserError when an 11x11 window does not fit into what is left.
+    """
+    shave = {None: 0, 'benchmark': scale, 'div2k': scale + 6}.get(dataset, -1)
+    if shave < 0:
+        raise UserError(f"SSIM is defined for dataset None, 'benchmark' or 'div2k', found {dataset!r}")
+    if min(img.shape[-2:]) - 2 * shave < 11:
+        raise UserError(f'less than 11x11 pixels are left of an image of {tuple(img.shape[-2:])} after {shave} are '
+                        f'shaved from each side: use a larger image or a smaller scale')
+    if dataset == 'benchmark' and img.shape[1] > 1:
+        weight = img.new_tensor(LUMA).view(1, 3, 1, 1) / 256
+        img = (img * weight).sum(dim=1, keepdim=True) + 16 / 255  # (B, 1, H, W)
+    return img[..., shave:img.shape[-2] - shave, shave:img.shape[-1] - shave]
+
+
+def calc_ssim(sr, hr, dataset=None, scale=1):
+    """Structural similarity (Wang et al., 2004): a 0-d tensor, 1 for equal images, the mean over a batch.
+
+    sr, hr: (B, C, H, W) in [0, 1]. Windows are 11x11 Gaussians of sigma 1.5, only those wholly inside the image
+    count, variances are the weighted ones (not corrected for bias), K1 = 0.01, K2 = 0.03, and the range is 1;
+    channels are averaged. Equal to scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5,
+    use_sample_covariance=False, data_range=1)`. float32 is good to 1e-5.
+    """
+    x, y = measured(sr, dataset, scale), measured(hr, dataset, scale)
+    if x.shape != y.shape:
+        raise UserError(f'SSIM compares images of one size, found {tuple(sr.shape)} and {tuple(hr.shape)}')
+    mx, my = _window_mean(x), _window_mean(y)
+    # Moments about the image's mean: squares of large numbers would cancel in float32.
+    middle = y.mean(dim=(-2, -1), keepdim=True)
+    x, y, cx, cy = x - middle, y - middle, mx - middle, my - middle
+    vx = _window_mean(x * x) - cx * cx
+    vy = _window_mean(y * y) - cy * cy
+    vxy = _window_mean(x * y) - cx * cy
+    c1, c2 = 0.01 ** 2, 0.03 ** 2
+    ssim = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))  # (B, C, H', W')
+    return ssim.mean()
+
+
+def _window_mean(x, radius=5, sigma=1.5):
+    t = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
+    g = torch.exp(-t * t / (2 * sigma * sigma))
+    g = g / g.sum()
+    b, c, h, w = x.shape
+    x = F.conv2d(x.reshape(b * c, 1, h, w), g.view(1, 1, -1, 1))
+    x = F.conv2d(x, g.view(1, 1, 1, -1))
+    return x.view(b, c, h - 2 * radius, w - 2 * radius)
+
+
+def make_lpips(device='cpu', net='alex'):
+    """LPIPS (Zhang et al., 2018) as a function (sr, hr, dataset=None, scale=1) -> 0-d tensor, smaller is closer.
+
+    Images (B, 3, H, W) in [0, 1], RGB whatever the data set, shaved as for PSNR. Needs `pip install lpips` and the
+    weights of its backbone where torchvision keeps them: nothing is downloaded here. Raises UserError without.
+    """
+    try:
+        import lpips
+    except ImportError:
+        raise UserError('LPIPS needs the package lpips: pip install lpips') from None
+    from torchvision import models as backbones
+    if net not in ('alex', 'vgg'):
+        raise UserError(f"LPIPS is computed with net 'alex' or 'vgg', found {net!r}")
+    weights = backbones.AlexNet_Weights if net == 'alex' else backbones.VGG16_Weights
+    url = weights.IMAGENET1K_V1.url
+    path = os.path.join(torch.hub.get_dir(), 'checkpoints', os.path.basename(url))
+    if not os.path.exists(path):
+        raise UserError(f'LPIPS needs the weights of its backbone: download {url} to {path}')
+    network = lpips.LPIPS(net=net, verbose=False).to(device).eval()
+
+    @torch.no_grad()
+    def calc_lpips(sr, hr, dataset=None, scale=1):
+        shave = scale if dataset == 'benchmark' else scale + 6 if dataset == 'div2k' else 0
+        sr, hr = (x[..., shave:x.shape[-2] - shave, shave:x.shape[-1] - shave] * 2 - 1 for x in (sr, hr))
+        return network(sr.to(device), hr.to(device)).mean()
+
+    return calc_lpips

@@ -1,0 +1,117 @@
+"""Interpolation as models without weights: `bicubic`, `bilinear`, `nearest`, the baselines of every table.
+
+The same resampling weights make the low-resolution images (engine/imresize.py). A resampled value is a weighted
+mean of source pixels around a position u (in pixels, 0 is the centre of the first one). When the image shrinks,
+the kernel is stretched by the number of source pixels per output pixel, which is what keeps it free of aliasing.
+"""
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from models.models import register
+from utils import UserError
+
+
+def cubic(x):
+    """Keys' cubic kernel with a = -1/2, the one of MATLAB and PIL (torch's own has a = -3/4)."""
+    x = x.abs()
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x <= 1, near, torch.where(x <= 2, far, 0))
+
+
+def linear(x):
+    return (1 - x.abs()).clamp_min(0)
+
+
+WIDTH = {cubic: 4, linear: 2}  # where a kernel is not zero, in source pixels
+
+
+def resampling_taps(u, stretch, n, kernel=cubic, border='symmetric'):
+    """The source pixels and weights that make up resampled values along one axis.
+
+    u: (...) positions in source pixels; stretch: source pixels per output pixel, broadcastable with u (1 and below:
+    no stretching); n: source pixels. border: 'symmetric' mirrors the image at its edges (MATLAB), 'clip' leaves out
+    what is beyond them (PIL). Returns index (..., P) int64 in [0, n), weight (..., P) that sums to 1.
+    """
+    stretch = torch.as_tensor(stretch, dtype=u.dtype, device=u.device).clamp_min(1)
+    half = stretch * (WIDTH[kernel] / 2)
+    count = int(torch.ceil(2 * half.max())) + 1
+    first = torch.ceil(u - half)  # (...)
+    index = first[..., None] + torch.arange(count, device=u.device, dtype=u.dtype)  # (..., P)
+    weight = kernel((u[..., None] - index) / stretch[..., None])  # (..., P)
+    index = index.long()
+    if border == 'symmetric':
+        index = index.remainder(2 * n)
+        index = torch.minimum(index, 2 * n - 1 - index)
+    else:
+        weight = torch.where((index >= 0) & (index < n), weight, 0)
+        index = index.clamp(0, n - 1)
+    return index, weight / weight.sum(dim=-1, keepdim=True)
+
+
+class Interpolation(nn.Module):
+    """An image read at any coordinate by separable interpolation; the model protocol with no weights.
+
+    Linear in its input, with weights that sum to 1, so that `data_norm` cancels out. A cell larger than a source
+    pixel stretches the kernel (antialiasing), whatever the axis.
+    """
+
+    def __init__(self, kernel, border='symmetric'):
+        super().__init__()
+        self.kernel, self.border = kernel, border
+
+    def gen_feat(self, inp):
+        """Keep the image, (B, C, h, w)."""
+        self.feat = inp
+        return self.feat
+
+    def query_rgb(self, coord, cell=None):
+        """coord: (B, Q, 2) in [-1, 1]; cell: (B, Q, 2) or (B, 1, 2), None for no antialiasing. Returns (B, Q, C)."""
+        b, c, h, w = self.feat.shape
+        pixels = self.feat.permute(0, 2, 3, 1).reshape(-1, c)  # (B * h * w, C)
+        offset = torch.arange(b, device=coord.device).view(b, 1, 1) * (h * w)
+        rows, row_weight = self.taps(coord, cell, 0, h)  # (B, Q, P)
+        columns, column_weight = self.taps(coord, cell, 1, w)  # (B, Q, R)
+        out = 0
+        for row, weight in zip(rows.unbind(-1), row_weight.unbind(-1)):  # row by row: P * R pixels at once are many
+            line = F.embedding(row[..., None] * w + columns + offset, pixels)  # (B, Q, R, C)
+            out = out + (line * (column_weight * weight[..., None])[..., None]).sum(dim=2)  # (B, Q, C)
+        return out
+
+    def taps(self, coord, cell, axis, n):
+        u = (coord[..., axis] + 1) * (n / 2) - 0.5  # (B, Q)
+        stretch = u.new_ones(()) if cell is None else cell[..., axis] * (n / 2)
+        return resampling_taps(u, stretch, n, self.kernel, self.border)
+
+    def forward(self, inp, coord, cell=None):
+        self.gen_feat(inp)
+        return self.query_rgb(coord, cell)
+
+
+@register('bicubic')
+def bicubic(kernel='matlab'):
+    """Bicubic interpolation. kernel: how borders are treated, as by 'matlab' (mirrored) or by 'pil' (left out)."""
+    borders = {'matlab': 'symmetric', 'pil': 'clip'}
+    if kernel not in borders:
+        raise UserError(f"bicubic's kernel is 'matlab' or 'pil', found {kernel!r}")
+    return Interpolation(cubic, borders[kernel])
+
+
+@register('bilinear')
+def bilinear():
+    """Bilinear interpolation."""
+    return Interpolation(linear)
+
+
+@register('nearest')
+class Nearest(Interpolation):
+    """The source pixel a coordinate lies in; on the edge of two, the one below or to the right."""
+
+    def __init__(self):
+        super().__init__(kernel=None)
+
+    def taps(self, coord, cell, axis, n):
+        # The small shift decides ties: float32 coordinates fall on either side of an edge.
+        index = torch.floor((coord[..., axis] + 1 + 1e-6) * (n / 2)).long().clamp(0, n - 1)  # (B, Q)
+        return index[..., None], torch.ones_like(coord[..., :1])
