@@ -10,38 +10,42 @@ import torch.nn.functional as F
 
 from utils import UserError
 
-LUMA = (65.738, 129.057, 25.064)  # ITU-R BT.601 in its 16-235 range, over 256, for RGB in [0, 1]
+LUMA = (65.738, 129.057, 25.064)  # weights over 256, as in calc_psnr
 
 
-def measured(img, dataset=None, scale=1):
-    """The part of an image that counts: img (B, C, H, W) in [0, 1] -> (B, C', H', W').
+def shaved(img, dataset=None, scale=1):
+    """What counts of an image (B, C, H, W): all of it (None), or without `scale` ('benchmark') or `scale` + 6
+    ('div2k') pixels on each side. Raises UserError when an 11x11 window does not fit into what is left."""
+    widths = {None: 0, 'benchmark': scale, 'div2k': scale + 6}
+    if dataset not in widths:
+        raise UserError(f"metrics are defined for dataset None, 'benchmark' or 'div2k', found {dataset!r}")
+    n, (h, w) = widths[dataset], img.shape[-2:]
+    if min(h, w) - 2 * n < 11:
+        raise UserError(f'less than 11x11 pixels are left of an image of {w}x{h} after {n} are shaved from each '
+                        f'side: use a larger image or a smaller scale')
+    return img[..., n:h - n, n:w - n]
 
-    dataset None: everything; 'benchmark': luma (one channel as it is), `scale` pixels shaved from each side;
-    'div2k': RGB, `scale` + 6 shaved. Raises UserError when an 11x11 window does not fit into what is left.
-    """
-    shave = {None: 0, 'benchmark': scale, 'div2k': scale + 6}.get(dataset, -1)
-    if shave < 0:
-        raise UserError(f"SSIM is defined for dataset None, 'benchmark' or 'div2k', found {dataset!r}")
-    if min(img.shape[-2:]) - 2 * shave < 11:
-        raise UserError(f'less than 11x11 pixels are left of an image of {tuple(img.shape[-2:])} after {shave} are '
-                        f'shaved from each side: use a larger image or a smaller scale')
-    if dataset == 'benchmark' and img.shape[1] > 1:
-        weight = img.new_tensor(LUMA).view(1, 3, 1, 1) / 256
-        img = (img * weight).sum(dim=1, keepdim=True) + 16 / 255  # (B, 1, H, W)
-    return img[..., shave:img.shape[-2] - shave, shave:img.shape[-1] - shave]
+
+def luma(img):
+    """BT.601 luma of RGB (B, 3, H, W) in [0, 1], in its range [16/255, 235/255]; one channel stays as it is."""
+    if img.shape[1] == 1:
+        return img
+    return (img * img.new_tensor(LUMA).view(1, 3, 1, 1) / 256).sum(dim=1, keepdim=True) + 16 / 255  # (B, 1, H, W)
 
 
 def calc_ssim(sr, hr, dataset=None, scale=1):
     """Structural similarity (Wang et al., 2004): a 0-d tensor, 1 for equal images, the mean over a batch.
 
-    sr, hr: (B, C, H, W) in [0, 1]. Windows are 11x11 Gaussians of sigma 1.5, only those wholly inside the image
+    sr, hr: (B, C, H, W) in [0, 1]; dataset, scale: as in `shaved`, and 'benchmark' compares luma. Windows are 11x11 Gaussians of sigma 1.5, only those wholly inside the image
     count, variances are the weighted ones (not corrected for bias), K1 = 0.01, K2 = 0.03, and the range is 1;
     channels are averaged. Equal to scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5,
     use_sample_covariance=False, data_range=1)`. float32 is good to 1e-5.
     """
-    x, y = measured(sr, dataset, scale), measured(hr, dataset, scale)
-    if x.shape != y.shape:
+    if sr.shape != hr.shape:
         raise UserError(f'SSIM compares images of one size, found {tuple(sr.shape)} and {tuple(hr.shape)}')
+    x, y = shaved(sr, dataset, scale), shaved(hr, dataset, scale)
+    if dataset == 'benchmark':
+        x, y = luma(x), luma(y)
     mx, my = _window_mean(x), _window_mean(y)
     # Moments about the image's mean: squares of large numbers would cancel in float32.
     middle = y.mean(dim=(-2, -1), keepdim=True)
@@ -86,8 +90,6 @@ def make_lpips(device='cpu', net='alex'):
 
     @torch.no_grad()
     def calc_lpips(sr, hr, dataset=None, scale=1):
-        shave = scale if dataset == 'benchmark' else scale + 6 if dataset == 'div2k' else 0
-        sr, hr = (x[..., shave:x.shape[-2] - shave, shave:x.shape[-1] - shave] * 2 - 1 for x in (sr, hr))
-        return network(sr.to(device), hr.to(device)).mean()
+        return network(*(shaved(x.to(device), dataset, scale) * 2 - 1 for x in (sr, hr))).mean()
 
     return calc_lpips

@@ -60,6 +60,7 @@ class Interpolation(nn.Module):
     def __init__(self, kernel, border='symmetric'):
         super().__init__()
         self.kernel, self.border = kernel, border
+        self.register_buffer('place', torch.empty(0), persistent=False)  # what tells where `.to(device)` put it
 
     def gen_feat(self, inp):
         """Keep the image, (B, C, h, w)."""

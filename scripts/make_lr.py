@@ -1,0 +1,52 @@
+"""Make low-resolution images from a folder of high-resolution ones.
+
+    python scripts/make_lr.py load/benchmark/Set5/HR --scale 2 3 4
+    python scripts/make_lr.py load/div2k/DIV2K_valid_HR --scale 2.5 2x3
+
+writes <name>x2.png and so on into LR_bicubic/X2, X3, ... beside `HR` (DIV2K_valid_LR_bicubic/X2.5 beside
+DIV2K_valid_HR), where the configs look for them. Sizes, crops and kernels: docs/lr-kernels.md. Files that exist are
+kept, so an interrupted run continues where it stopped.
+"""
+import argparse
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from engine.imresize import KERNELS, make_lr_folder, parse_scale  # noqa: E402 (the path comes first)
+from engine.runtime import run_program  # noqa: E402
+from utils import UserError  # noqa: E402
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('folder', help='high-resolution images')
+    parser.add_argument('--scale', nargs='+', required=True, metavar='S',
+                        help='2, 2.7, or 2x3 for different vertical and horizontal scales')
+    parser.add_argument('--kernel', choices=KERNELS, default='matlab',
+                        help="MATLAB's imresize, as in the published LR_bicubic folders, or PIL's, which LIIF trains with")
+    parser.add_argument('--output', help='default: the folder with HR replaced by LR_bicubic (LR_pil for PIL)')
+    parser.add_argument('--workers', type=int, help='processes; default: as many as pay')
+    parser.add_argument('--overwrite', action='store_true', help='make again what is there')
+    args = parser.parse_args(argv)
+
+    scales = [parse_scale(scale) for scale in args.scale]
+    output = args.output or default_output(args.folder, args.kernel)
+    made, kept, bad = make_lr_folder(args.folder, output, scales, args.kernel, args.workers, args.overwrite)
+    print(f'{output}: {made} made, {kept} kept')
+    for path, problem in bad:
+        print(f'  {path}: {problem}', file=sys.stderr)
+    if bad:
+        raise UserError(f'{len(bad)} low-resolution images were not made, as listed above')
+
+
+def default_output(folder, kernel):
+    folder = os.path.normpath(folder)
+    if not folder.endswith('HR'):
+        raise UserError(f'{folder} does not end in HR, so there is no telling where its low-resolution images belong: '
+                        f'pass --output')
+    return folder[:-2] + ('LR_bicubic' if kernel == 'matlab' else 'LR_pil')
+
+
+if __name__ == '__main__':
+    run_program(main)
