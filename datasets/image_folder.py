@@ -1,0 +1,177 @@
+"""Folders of images, alone (`image-folder`) or in pairs (`paired-image-folders`)."""
+import json
+import os
+import re
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from utils import UserError
+from .datasets import register
+from .images import FORMATS, MAX_PIXELS, BadImage, image_size, in_threads, read_image
+
+SUFFIX = re.compile(r'([-_]?(x\d+(\.\d+)?|lr\d*|hr|srf[-_]?\d+))+$', re.IGNORECASE)  # 0801x2, img_001_SRF_2_LR
+
+
+@register('image-folder')
+class ImageFolder(Dataset):
+    """The image files of a folder in the order of their names; hidden files and other kinds are passed over.
+
+    root_path: the folder. split_file, split_key: a JSON file {key: [names]} and the list in it to use instead of
+    the whole folder. first_k: only so many. repeat: how often the images count in one pass.
+    cache: 'none' decodes a file each time; 'in_memory' decodes all once and keeps the 8-bit pixels; 'bin' keeps them
+    in a memory-mapped file beside the folder, which processes and later runs share.
+    max_pixels: the largest H * W to decode (None: any), against files made to exhaust the memory.
+    Raises UserError for a folder, a split or an argument that cannot be used.
+    """
+
+    def __init__(self, root_path, split_file=None, split_key=None, first_k=None, repeat=1, cache='none',
+                 max_pixels=MAX_PIXELS):
+        check_int('first_k', first_k, optional=True)
+        check_int('repeat', repeat)
+        check_int('max_pixels', max_pixels, optional=True)
+        if not isinstance(root_path, (str, os.PathLike)) or not os.path.isdir(root_path):
+            raise UserError(f'image folder {str(root_path)!r} does not exist (looked for from {os.getcwd()}): correct '
+                            f'root_path, or download the data set there')
+        self.root, self.max_pixels, self.repeat = os.fspath(root_path), max_pixels, repeat
+        self.names = _list_images(self.root) if split_file is None else _read_split(self.root, split_file, split_key)
+        self.names = self.names[:first_k]
+        self.fill_cache(cache)
+
+    def __len__(self):
+        return len(self.names) * self.repeat
+
+    def __getitem__(self, i):
+        """float32 (3, H, W) in [0, 1]."""
+        return to_float(self.image(i))
+
+    def image(self, i):
+        """uint8 (H, W, 3), RGB, not to be written to. Raises BadImage."""
+        image = None if self.cached is None else self.cached[self._file(i)]
+        return read_image(self.path(i), self.max_pixels) if image is None else image
+
+    def size(self, i):
+        """(H, W), from the file's header or the cache. Raises BadImage."""
+        image = None if self.cached is None else self.cached[self._file(i)]
+        return image_size(self.path(i), self.max_pixels) if image is None else image.shape[:2]
+
+    def path(self, i):
+        return os.path.join(self.root, self.names[self._file(i)])
+
+    def fill_cache(self, cache):
+        """Make the cache 'none', 'in_memory' or 'bin'. Raises UserError for another word, and for a cache file that
+        cannot be written."""
+        self.cached = None
+        if cache == 'bin':
+            from .pack import open_pack  # needs file locks, which not every system has
+            self.cached = open_pack(self.root, self.names, self.max_pixels)
+        elif cache == 'in_memory':
+            sources = [os.path.join(self.root, name) for name in self.names]
+            self.cached = list(tqdm(in_threads(self._read_or_none, sources), desc=f'reading {self.root}',
+                                    total=len(sources), leave=False, disable=None))
+        elif cache != 'none':
+            raise UserError(f'cache is none, bin or in_memory, found {cache!r}')
+
+    def _file(self, i):
+        if not -len(self) <= i < len(self):
+            raise IndexError(f'image {i} of {len(self)}')
+        return i % len(self.names)
+
+    def _read_or_none(self, source):
+        try:
+            image = read_image(source, self.max_pixels)
+        except BadImage:  # reported when it is asked for: whether it stops the run is not decided here
+            return None
+        image.flags.writeable = False
+        return image
+
+
+@register('paired-image-folders')
+class PairedImageFolders(Dataset):
+    """Two folders whose k-th files belong together: root_path_1 (LR) and root_path_2 (HR). The other arguments are
+    those of `image-folder`, for both. Items are (LR, HR) pairs.
+
+    Raises UserError when the folders differ in length or a pair's names do not match: the stems must be equal once
+    endings such as x2, _LR or _HR are dropped (or the LR stem goes on after a sign: 0801_bicubic for 0801).
+    """
+
+    def __init__(self, root_path_1, root_path_2, split_file=None, split_key=None, first_k=None, repeat=1, cache='none',
+                 max_pixels=MAX_PIXELS):
+        options = dict(split_file=split_file, split_key=split_key, first_k=first_k, repeat=repeat,
+                       max_pixels=max_pixels)
+        self.lr, self.hr = [ImageFolder(root, **options) for root in (root_path_1, root_path_2)]
+        _match(self.lr, self.hr)
+        self.lr.fill_cache(cache)
+        self.hr.fill_cache(cache)
+
+    def __len__(self):
+        return len(self.hr)
+
+    def __getitem__(self, i):
+        return self.lr[i], self.hr[i]
+
+    def image(self, i):
+        return self.lr.image(i), self.hr.image(i)
+
+    def size(self, i):
+        return self.lr.size(i), self.hr.size(i)
+
+    def path(self, i):
+        return self.lr.path(i), self.hr.path(i)
+
+
+def to_float(image):
+    """uint8 (H, W, C) to float32 (C, H, W) in [0, 1]."""
+    return torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32, order='C')).div_(255)
+
+
+def check_int(name, value, optional=False):
+    """Raise UserError unless the argument is a whole number of at least 1 (or None, when optional)."""
+    if not (optional and value is None) and (type(value) is not int or value < 1):
+        raise UserError(f'{name} is a whole number of at least 1{" or null" if optional else ""}, found {value!r}')
+
+
+def _list_images(root):
+    with os.scandir(root) as entries:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith('.')
+                       and os.path.splitext(entry.name)[1].lower() in FORMATS and entry.is_file())
+    if not names:
+        raise UserError(f'image folder {root!r} holds no images ({" ".join(FORMATS)}): correct root_path, or fill it')
+    return names
+
+
+def _read_split(root, split_file, split_key):
+    try:
+        with open(split_file) as f:
+            splits = json.load(f)
+        names = splits[split_key]
+    except OSError as error:
+        raise UserError(f'split_file {split_file} cannot be read: {error.strerror}') from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'split_file {split_file} is not JSON: {error}') from None
+    except (KeyError, TypeError, IndexError):
+        known = ', '.join(splits) if isinstance(splits, dict) else f'a {type(splits).__name__}'
+        raise UserError(f'split_file {split_file} has no split_key {split_key!r}: it holds {known}') from None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f'split_file {split_file}, {split_key!r}: wanted a list of file names, found '
+                        f'{repr(names)[:60]}')
+    with os.scandir(root) as entries:
+        there = {entry.name for entry in entries}
+    lacking = [name for name in names if name not in there and not os.path.isfile(os.path.join(root, name))]
+    if lacking:
+        raise UserError(f'{len(lacking)} of the {len(names)} files that split_file {split_file} lists for {split_key!r} '
+                        f'are not in {root}, {lacking[0]!r} first: complete the folder or correct the split')
+    return list(names)
+
+
+def _match(lr, hr):
+    if len(lr.names) != len(hr.names):
+        raise UserError(f'{lr.root} holds {len(lr.names)} images and {hr.root} {len(hr.names)}: pairs need as many; '
+                        f'complete one or remove what has no partner')
+    for lr_name, hr_name in zip(lr.names, hr.names):
+        whole, stem = (SUFFIX.sub('', os.path.splitext(os.path.basename(name))[0]) for name in (lr_name, hr_name))
+        if whole != stem and not (whole.startswith(stem) and not whole[len(stem)].isalnum()):
+            raise UserError(f'{lr_name} of {lr.root} does not belong to {hr_name} of {hr.root}: pairs are matched in '
+                            f'the order of their names; remove what has no partner or rename')

@@ -1,0 +1,250 @@
+"""Wrappers: from images to what the network trains on, (inp, coord, cell, gt), as in Section 4 of the paper.
+
+All work is done on uint8: crop first, resize the crop only, look up the sampled pixels only. `sample(index, rng)`
+returns the small form that travels to the device, a dict of tensors:
+    inp    uint8 (3, h, w)    the input
+    gt     uint8 (Q, 3)       ground truth at the queries
+    cell   float32 (1, 2)     size of one query pixel, (2 / H, 2 / W)
+    size   int64 (2,)         (H, W) of the image the queries come from
+    coord  float32 (Q, 2)     centres of the queries; absent when they are all H * W pixels in `make_coord` order
+`wrapper[i]` is the published form: the same as floats in [0, 1], with coord (Q, 2) and cell (Q, 2) written out.
+"""
+import math
+import random
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from utils import UserError, axis_coord, make_coord
+from .datasets import register
+from .image_folder import check_int
+from .images import BadImage
+
+SMALL_IMAGES = ('stop', 'fit')
+
+
+class Wrapper(Dataset):
+    """What the wrappers share. A wrapper defines `sample(index, rng)` and `check(index)`, which looks at sizes only
+    and raises BadImage for an image that `sample` would refuse."""
+
+    def __init__(self, dataset, augment, sample_q):
+        if not isinstance(augment, bool):
+            raise UserError(f'augment is true or false, found {augment!r}')
+        check_int('sample_q', sample_q, optional=True)
+        self.dataset, self.augment, self.sample_q = dataset, augment, sample_q
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        """The published item; its random choices follow Python's own generator."""
+        item = self.sample(index, np.random.default_rng(random.getrandbits(64)))
+        coord = item['coord'] if 'coord' in item else make_coord(item['size'].tolist())  # (Q, 2)
+        return {'inp': item['inp'].float() / 255, 'coord': coord, 'cell': item['cell'].repeat(len(coord), 1),
+                'gt': item['gt'].float() / 255, 'size': item['size']}
+
+    def path(self, index):
+        """The file of the image, or (LR, HR) files, for messages."""
+        return self.dataset.path(index)
+
+    def _check_queries(self, index, h, w):
+        if self.sample_q is not None and self.sample_q > h * w:
+            raise BadImage(f'{_name(self.path(index))}: {w}x{h} pixels can be queried, fewer than sample_q '
+                           f'{self.sample_q}: lower sample_q, or use a larger image, crop or scale')
+
+    def _item(self, lr, hr, flips, rng):
+        """The one place where an input (h, w, 3) and its ground truth (H, W, 3), uint8, become a sample.
+        flips: (left-right, up-down, transpose), the same for both; `sample_q` of the pixels, each at most once."""
+        lr, hr = flip(lr, flips), flip(hr, flips)
+        h, w = hr.shape[:2]
+        item = {'inp': _copy(lr.transpose(2, 0, 1)), 'size': torch.tensor([h, w]),
+                'cell': torch.tensor([[2 / h, 2 / w]], dtype=torch.float32)}
+        if self.sample_q is None:
+            return {**item, 'gt': _copy(hr).view(-1, 3)}
+        y, x = np.divmod(rng.choice(h * w, self.sample_q, replace=False, shuffle=False), w)  # (Q,), (Q,)
+        coord = np.stack([axis_coord(h).numpy()[y], axis_coord(w).numpy()[x]], axis=1)  # (Q, 2)
+        return {**item, 'coord': torch.from_numpy(coord), 'gt': torch.from_numpy(hr[y, x])}
+
+
+@register('sr-implicit-downsampled')
+class SRImplicitDownsampled(Wrapper):
+    """Pairs made from HR images: the input is a random crop, shrunk by a random scale with PIL's bicubic.
+
+    dataset: HR images. The scale s is uniform in [scale_min, scale_max] (scale_max absent: always scale_min).
+    inp_size: the crop is round(inp_size * s) square and becomes inp_size square; when absent, the image is cropped to
+    (round(h s), round(w s)) from the top left, where h = floor(H / s), and likewise w, is the input's size.
+    augment: flips and transposes, the eight symmetries of the square. sample_q: number of random queries; all pixels
+    when absent. small_images: an image smaller than the largest crop is refused ('stop'), or gets scales that fit, up
+    to min(H, W) / inp_size ('fit').
+    """
+
+    def __init__(self, dataset, inp_size=None, scale_min=1, scale_max=None, augment=False, sample_q=None,
+                 small_images='stop'):
+        super().__init__(dataset, augment, sample_q)
+        check_int('inp_size', inp_size, optional=True)
+        scale_max = scale_min if scale_max is None else scale_max
+        for name, scale in (('scale_min', scale_min), ('scale_max', scale_max)):
+            _check_positive(name, scale)
+        if scale_max < scale_min:
+            raise UserError(f'scale_max {scale_max} is less than scale_min {scale_min}')
+        if small_images not in SMALL_IMAGES:
+            raise UserError(f'small_images is one of {", ".join(SMALL_IMAGES)}, found {small_images!r}')
+        if None not in (inp_size, sample_q) and sample_q > round(inp_size * scale_min) ** 2:
+            raise UserError(f'sample_q {sample_q} is more than the {round(inp_size * scale_min) ** 2} pixels of the '
+                            f'smallest crop (inp_size {inp_size}, scale_min {scale_min}): lower it')
+        self.inp_size, self.scale_min, self.scale_max, self.small_images = inp_size, scale_min, scale_max, small_images
+
+    def sample(self, index, rng):
+        image = self.dataset.image(index)
+        largest = self._largest_scale(index, *image.shape[:2])
+        s = self.scale_min + (largest - self.scale_min) * rng.random()
+        if self.inp_size is None:
+            h, w, height, width = self._whole(*image.shape[:2], s)
+            self._check_queries(index, height, width)
+            hr = image[:height, :width]
+        else:
+            h = w = self.inp_size
+            hr = random_crop(image, round(self.inp_size * s), rng)
+        flips = rng.random(3) < 0.5 if self.augment else (False,) * 3
+        return self._item(resize(hr, h, w), hr, flips, rng)
+
+    def check(self, index):
+        height, width = self.dataset.size(index)
+        self._largest_scale(index, height, width)
+        if self.inp_size is None:
+            self._check_queries(index, *self._whole(height, width, self.scale_max)[2:])
+
+    def _largest_scale(self, index, height, width):
+        if self.inp_size is None:
+            if min(height, width) / self.scale_max + 1e-9 < 1:
+                raise BadImage(f'image {self.path(index)} is {width}x{height}: nothing is left of it at scale '
+                               f'{self.scale_max}; remove it or lower the scale')
+            return self.scale_max
+        least = round(self.inp_size * (self.scale_min if self.small_images == 'fit' else self.scale_max))
+        if min(height, width) < least:
+            remedy = 'lower scale_min' if self.small_images == 'fit' else 'lower scale_max, or set small_images: fit'
+            raise BadImage(f'image {self.path(index)} is {width}x{height}, but crops of {least}x{least} are wanted '
+                           f'(inp_size {self.inp_size} times the scale): remove it, lower inp_size, or {remedy}')
+        return max(self.scale_min, min(self.scale_max, min(height, width) / self.inp_size))
+
+    @staticmethod
+    def _whole(height, width, s):
+        h, w = math.floor(height / s + 1e-9), math.floor(width / s + 1e-9)  # 1e-9: 60 / 2.4 falls short of 25
+        return h, w, round(h * s), round(w * s)
+
+
+@register('sr-implicit-paired')
+class SRImplicitPaired(Wrapper):
+    """Pairs from two folders, for the fixed-scale networks and the benchmarks.
+
+    dataset: (LR, HR) images; the scale s is H // h, the same for both axes. inp_size: a random LR crop of that size
+    and the HR crop over it; when absent, the whole LR image, and HR cropped to (h s, w s) from the top left.
+    augment, sample_q: as in `sr-implicit-downsampled`.
+    """
+
+    def __init__(self, dataset, inp_size=None, augment=False, sample_q=None):
+        super().__init__(dataset, augment, sample_q)
+        check_int('inp_size', inp_size, optional=True)
+        self.inp_size = inp_size
+
+    def sample(self, index, rng):
+        lr, hr = self.dataset.image(index)
+        s = self._scale(index, lr.shape[:2], hr.shape[:2])
+        top, left, h, w = 0, 0, *lr.shape[:2]
+        if self.inp_size is not None:
+            top, left = rng.integers(h - self.inp_size + 1), rng.integers(w - self.inp_size + 1)
+            h = w = self.inp_size
+        lr = lr[top:top + h, left:left + w]
+        hr = hr[top * s:(top + h) * s, left * s:(left + w) * s]
+        flips = rng.random(3) < 0.5 if self.augment else (False,) * 3
+        return self._item(lr, hr, flips, rng)
+
+    def check(self, index):
+        self._scale(index, *self.dataset.size(index))
+
+    def _scale(self, index, lr, hr):
+        scales = [large / small for small, large in zip(lr, hr)]
+        s = int(scales[0])
+        # What is left over after a whole scale may be cropped; 1.9 however is a x2 pair gone wrong, not a x1 pair.
+        if s < 1 or int(scales[1]) != s or max(scales) - s >= 0.5:
+            lr_path, hr_path = self.path(index)
+            raise BadImage(f'{lr_path} is {lr[1]}x{lr[0]} and {hr_path} is {hr[1]}x{hr[0]}: HR must be a whole multiple '
+                           f'of LR, the same for both axes; replace or remove the pair')
+        size = lr
+        if self.inp_size is not None:
+            size = self.inp_size, self.inp_size
+            if min(lr) < self.inp_size:
+                raise BadImage(f'image {self.path(index)[0]} is {lr[1]}x{lr[0]}, but crops of {self.inp_size}x'
+                               f'{self.inp_size} are wanted (inp_size): remove the pair or lower inp_size')
+        self._check_queries(index, size[0] * s, size[1] * s)
+        return s
+
+
+@register('sr-implicit-uniform-varied')
+class SRImplicitUniformVaried(Wrapper):
+    """Pairs whose ground truth varies in size (the paper's CelebA-HQ experiments).
+
+    dataset: (LR, HR) images. HR is resized to round(size_min + (size_max - size_min) p) square, p = index / (n - 1),
+    so that the sizes are spread evenly over the data set (size_max absent: always size_min). gt_resize: then to this
+    size, for networks of a fixed scale. augment: left-right flips only (faces). sample_q: as above.
+    """
+
+    def __init__(self, dataset, size_min, size_max=None, augment=False, gt_resize=None, sample_q=None):
+        super().__init__(dataset, augment, sample_q)
+        size_max = size_min if size_max is None else size_max
+        for name, size in (('size_min', size_min), ('size_max', size_max)):
+            _check_positive(name, size)
+        check_int('gt_resize', gt_resize, optional=True)
+        self.size_min, self.size_max, self.gt_resize = size_min, size_max, gt_resize
+        least = gt_resize or max(1, round(min(size_min, size_max)))
+        if sample_q is not None and sample_q > least ** 2:
+            raise UserError(f'sample_q {sample_q} is more than the {least}x{least} pixels of the smallest ground truth: '
+                            f'lower it')
+
+    def sample(self, index, rng):
+        lr, hr = self.dataset.image(index)
+        p = index / max(1, len(self) - 1)
+        size = max(1, round(self.size_min + (self.size_max - self.size_min) * p))
+        hr = resize(hr, size, size)
+        left_right = self.augment and rng.random() < 0.5
+        if self.gt_resize is not None:
+            hr = resize(hr, self.gt_resize, self.gt_resize)
+        return self._item(lr, hr, (left_right, False, False), rng)
+
+    def check(self, index):
+        self.dataset.size(index)
+
+
+def resize(image, height, width):
+    """uint8 (H, W, 3) to (height, width, 3) with PIL's bicubic (a = -0.5, antialiased), as the paper's data."""
+    image = Image.fromarray(np.ascontiguousarray(image))
+    return np.asarray(image.resize((width, height), Image.BICUBIC))
+
+
+def random_crop(image, size, rng):
+    """A size x size view of (H, W, 3), every position equally likely."""
+    top, left = rng.integers(image.shape[0] - size + 1), rng.integers(image.shape[1] - size + 1)
+    return image[top:top + size, left:left + size]
+
+
+def flip(image, flips):
+    """(H, W, 3) mirrored left-right, up-down, then transposed, each as told: a view."""
+    left_right, up_down, transpose = flips
+    image = image[:, ::-1] if left_right else image
+    image = image[::-1] if up_down else image
+    return image.transpose(1, 0, 2) if transpose else image
+
+
+def _copy(view):
+    return torch.from_numpy(np.array(view, order='C'))  # a cache's pixels are never shared
+
+
+def _check_positive(name, value):
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise UserError(f'{name} is a positive number, found {value!r}')
+
+
+def _name(path):
+    return path if isinstance(path, str) else ' with '.join(path)
