@@ -12,6 +12,7 @@ At integers this is the rule of the published benchmarks: crop to a multiple of 
 that the training wrapper `sr-implicit-downsampled` takes.
 """
 import concurrent.futures
+import itertools
 import math
 import multiprocessing
 import os
@@ -21,11 +22,11 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from datasets.images import FORMATS, cores, image_size, read_image
 from models.interpolation import resampling_taps
 from utils import UserError, atomic_write
 
 KERNELS = ('matlab', 'pil')
-IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 
 
 def parse_scale(text):
@@ -99,7 +100,7 @@ def make_lr_folder(hr_folder, lr_folder, scales, kernel='matlab', workers=None, 
 
     Files that exist with the right size are kept (`overwrite` redoes them), each file is written whole or not at
     all, and a bad image does not stop the others. scales: (vertical, horizontal) pairs; workers: processes, chosen
-    by the number of images when None. Returns (made, kept, bad): two counts and a list of (path, what is wrong).
+    by the number of images when None. Returns (made, kept, bad): two counts, and what was wrong, a line each.
     """
     if kernel not in KERNELS:
         raise UserError(f'the kernel is one of {", ".join(KERNELS)}, found {kernel!r}')
@@ -113,13 +114,12 @@ def make_lr_folder(hr_folder, lr_folder, scales, kernel='matlab', workers=None, 
     for scale in scales:
         os.makedirs(os.path.join(lr_folder, 'X' + scale_name(scale)), exist_ok=True)
     if workers is None:  # a worker takes seconds to start
-        workers = min(os.cpu_count() or 1, len(names) // 16)
+        workers = min(cores(), len(names) // 16)
     jobs = [(os.path.join(hr_folder, name), lr_folder, scales, kernel, overwrite) for name in names]
     made, kept, bad = 0, 0, []
     with tqdm(total=len(jobs), desc=f'{hr_folder} -> {lr_folder}', unit='image') as bar:
-        for path, result in in_processes(_make_lr, jobs, workers):
-            made, kept = made + result[0], kept + result[1]
-            bad += [(path, problem) for problem in result[2]]
+        for result in in_processes(_make_lr, jobs, workers):
+            made, kept, bad = made + result[0], kept + result[1], bad + result[2]
             bar.update()
     return made, kept, sorted(bad)
 
@@ -129,33 +129,31 @@ def list_images(folder):
     if not os.path.isdir(folder):
         raise UserError(f'there is no folder {folder}: give the one that holds the high-resolution images')
     names = sorted(name for name in os.listdir(folder)
-                   if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.'))
+                   if os.path.splitext(name)[1].lower() in FORMATS and not name.startswith('.'))
     if not names:
-        raise UserError(f'{folder} holds no image ({", ".join(IMAGE_SUFFIXES)})')
+        raise UserError(f'{folder} holds no images ({" ".join(FORMATS)})')
     return names
 
 
 def in_processes(function, jobs, workers):
-    """Yield (job[0], function(*job)) as jobs finish: in this process for fewer than two workers."""
+    """Yield function(*job) as jobs finish: in this process for fewer than two workers."""
     if workers < 2:
         for job in jobs:
-            yield job[0], function(*job)
+            yield function(*job)
         return
     # Spawned, not forked: PyTorch's threads do not survive a fork.
     with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'),
                                                 initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            pending, jobs = {}, iter(jobs)
+            pending, jobs = set(), iter(jobs)
             while True:
-                for job in jobs:  # a few jobs ahead: they may carry whole images
-                    pending[pool.submit(function, *job)] = job[0]
-                    if len(pending) >= 4 * workers:
-                        break
+                # A few jobs ahead, since they may carry whole images.
+                pending.update(pool.submit(function, *job) for job in itertools.islice(jobs, 4 * workers - len(pending)))
                 if not pending:
                     return
-                done, _ = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
+                done, pending = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in done:
-                    yield pending.pop(future), future.result()
+                    yield future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -164,36 +162,32 @@ def _make_lr(hr_path, lr_folder, scales, kernel, overwrite):
     """All scales of one image: (made, kept, problems)."""
     made, kept, problems, hr = 0, 0, [], None
     stem = os.path.splitext(os.path.basename(hr_path))[0]
-    try:
-        with Image.open(hr_path) as image:
-            size = image.size[::-1]
-        for scale in scales:
-            name = scale_name(scale)
-            path = os.path.join(lr_folder, f'X{name}', f'{stem}x{name}.png')
-            try:
-                small, crop = lr_size(size, scale)
-                if os.path.exists(path) and not overwrite:
-                    with Image.open(path) as image:
-                        found = image.size[::-1]
-                    if found != small:
-                        raise UserError(f'{path} is {found[1]}x{found[0]}, wanted {small[1]}x{small[0]}: it belongs '
-                                        f'to another image; remove it or pass --overwrite')
-                    kept += 1
-                    continue
-                if hr is None:
-                    hr = read_image(hr_path)
-                lr = imresize(hr[:crop[0], :crop[1]], small, kernel)
-                with atomic_write(path) as f:
-                    Image.fromarray(lr).save(f, format='png')
-                made += 1
-            except UserError as error:
-                problems.append(str(error))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # as Pillow raises them
-        problems.append(f'cannot be read as an image or written: {error}')
+    for scale in scales:
+        name = scale_name(scale)
+        path = os.path.join(lr_folder, f'X{name}', f'{stem}x{name}.png')
+        try:
+            small, crop = lr_size(image_size(hr_path), scale)
+            if os.path.exists(path) and not overwrite:
+                found = image_size(path)
+                if found != small:
+                    raise UserError(f'{path} is {found[1]}x{found[0]}, wanted {small[1]}x{small[0]}: it belongs to '
+                                    f'another image; remove it or pass --overwrite')
+                kept += 1
+                continue
+            if hr is None:
+                hr = _read_pixels(hr_path)
+            lr = imresize(hr[:crop[0], :crop[1]], small, kernel)
+            with atomic_write(path) as f:
+                Image.fromarray(lr).save(f, format='png')
+            made += 1
+        except UserError as error:
+            text = str(error) if hr_path in str(error) or path in str(error) else f'{hr_path}: {error}'
+            problems += [text] if text not in problems else []
     return made, kept, problems
 
 
-def read_image(path):
+def _read_pixels(path):
     """uint8 (H, W) for 8-bit grey images, whose low-resolution images stay grey, (H, W, 3) for all others."""
+    img = read_image(path)
     with Image.open(path) as image:
-        return np.asarray(image if image.mode == 'L' else image.convert('RGB'))
+        return img[..., 0] if image.mode == 'L' else img

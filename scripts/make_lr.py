@@ -34,10 +34,10 @@ def main(argv=None):
     output = args.output or default_output(args.folder, args.kernel)
     made, kept, bad = make_lr_folder(args.folder, output, scales, args.kernel, args.workers, args.overwrite)
     print(f'{output}: {made} made, {kept} kept')
-    for path, problem in bad:
-        print(f'  {path}: {problem}', file=sys.stderr)
+    for problem in bad:
+        print(problem, file=sys.stderr)
     if bad:
-        raise UserError(f'{len(bad)} low-resolution images were not made, as listed above')
+        raise UserError(f'{len(bad)} images could not be made smaller, as listed above')
 
 
 def default_output(folder, kernel):

@@ -149,7 +149,7 @@ def test_folder(tmp_path):
     save(out / 'X2' / 'photox2.png', picture(3, 3))
     made, skipped, bad = make_lr_folder(str(hr), str(out), scales)
     assert (made, skipped) == (1, 6) and kept.stat().st_mtime_ns == before
-    assert len(bad) == 1 and 'is 3x3, wanted 15x15' in bad[0][1]
+    assert len(bad) == 1 and 'photox2.png is 3x3, wanted 15x15' in bad[0]
     assert make_lr_folder(str(hr), str(out), scales, overwrite=True) == (8, 0, [])
 
 
@@ -189,5 +189,6 @@ def test_program_reports_bad_files_at_the_end(tmp_path):
     assert os.listdir(tmp_path / 'LR_bicubic' / 'X3') == ['goodx3.png']
     assert '1 made, 0 kept' in run.stdout
     lines = run.stderr.strip().splitlines()
-    assert [os.path.basename(line.split(': ')[0]) for line in lines[-4:-1]] == ['cut.png', 'text.png', 'tiny.png']
-    assert lines[-1].startswith('error: 3 low-resolution images were not made')
+    for name in ('cut.png', 'text.png', 'tiny.png'):
+        assert len([line for line in lines[-4:-1] if name in line]) == 1, lines
+    assert lines[-1].startswith('error: 3 images could not be made smaller')
