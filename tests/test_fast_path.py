@@ -1,0 +1,188 @@
+"""The reorganised decode equals the textbook formula: values, ties, borders, gradients, grids, windows, precision."""
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import models
+from models.liif import nearest_code
+from tests import textbook
+from tests.common import error, fill_model, golden, small_model, small_spec
+from utils import axis_coord, make_coord
+
+SWITCHES = [dict(zip(('local_ensemble', 'feat_unfold', 'cell_decode'), on))
+            for on in itertools.product((True, False), repeat=3)]
+
+
+def queries(b, q, seed=0, dtype=torch.float32):
+    """Random queries, the first on borders and corners of the image, with anisotropic cells."""
+    g = torch.Generator().manual_seed(seed)
+    coord = torch.rand(b, q, 2, generator=g, dtype=dtype) * 2 - 1
+    coord[:, :6] = torch.tensor([[-1, -1], [1, 1], [-1, 1], [1, 0], [0, 0], [0, -1]], dtype=dtype)
+    return coord, torch.rand(b, q, 2, generator=g, dtype=dtype) * 0.3 + 0.01
+
+
+@pytest.mark.parametrize('switches', SWITCHES, ids=str)
+def test_scattered_queries(switches):
+    model = small_model(**switches)
+    inp = torch.rand(2, 3, 7, 10, generator=torch.Generator().manual_seed(1))
+    coord, cell = queries(2, 301)
+    with torch.no_grad():
+        wanted = textbook.query(model, model.encoder(inp), coord, cell)
+        assert error(model(inp, coord, cell), wanted) <= 1e-5
+        model.gen_feat(inp)
+        assert error(model.query_rgb(coord, cell), wanted) <= 1e-5
+    assert error(model(inp, coord, cell), wanted) <= 1e-5  # with gradients: not in chunks
+
+
+@pytest.mark.parametrize('switches', SWITCHES, ids=str)
+@pytest.mark.parametrize('size', [(21, 30), (7, 10), (5, 4), (35, 13), (1, 1)])
+def test_grids(switches, size):
+    """Grids at odd scales (whose pixels tie between codes), x1, below x1, and anisotropic."""
+    model = small_model(**switches)
+    inp = torch.rand(2, 3, 7, 10, generator=torch.Generator().manual_seed(2))
+    cell = torch.tensor([2 / size[0], 2 / size[1]])
+    with torch.no_grad():
+        coord = make_coord(size).expand(2, -1, 2)
+        wanted = textbook.query(model, model.encoder(inp), coord, cell.expand_as(coord))
+        found = model.decode_grid(model.encode(inp), axis_coord(size[0]), axis_coord(size[1]), cell, chunk=17)
+    assert found.shape == (2, 3, *size)
+    assert error(found.flatten(2).mT, wanted) <= 1e-5
+
+
+@pytest.mark.parametrize('name', ['edsr-baseline-liif', 'edsr-small-liif-cue', 'edsr-baseline-liif-d'])
+def test_golden_weights(name):
+    """At the paper's depth, with the golden values' weights."""
+    model = fill_model(models.make(golden('models.json')[name]['spec']))
+    inp = torch.rand(1, 3, 9, 8, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    coord, cell = make_coord((27, 24))[None], torch.tensor([2 / 27, 2 / 24]).expand(1, 27 * 24, 2)
+    with torch.no_grad():
+        assert error(model(inp, coord, cell), textbook.query(model, model.encoder(inp), coord, cell)) <= 1e-5
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_nearest_codes_break_ties_as_grid_sample(dtype):
+    """On the coordinates of make_coord, for every size and odd or even scale, to the last index."""
+    for n in (1, 2, 3, 4, 5, 7, 10, 11, 48, 64, 85, 100, 127, 339, 510):
+        ramp = torch.arange(n, dtype=dtype).view(1, 1, 1, n).expand(1, 1, 2, n)
+        for scale in (1, 2, 3, 4, 5, 7, 9, 30, 0.5, 2.5, 3.7):
+            x = axis_coord(max(1, int(n * scale)), dtype=dtype)
+            for side in (-1, 0, 1):
+                at = (x + (side / n + 1e-6) if side else x).clamp(-1 + 1e-6, 1 - 1e-6)
+                grid = torch.stack([at, torch.full_like(at, 0.3)], dim=-1).view(1, 1, -1, 2)
+                wanted = F.grid_sample(ramp, grid, mode='nearest', align_corners=False).view(-1)
+                index, distance = nearest_code(x, n, side)
+                assert torch.equal(index, wanted.long())
+                assert distance.abs().max() <= (1 + 1e-3 * n if side == 0 else 2 + 1e-3 * n)
+
+
+def test_a_general_decoder_takes_the_general_path():
+    """A decoder that is no ReLU MLP gives the textbook's values too."""
+    @models.register('sine-decoder')
+    class SineDecoder(torch.nn.Module):
+        def __init__(self, in_dim):
+            super().__init__()
+            self.inner, self.outer = torch.nn.Linear(in_dim, 12), torch.nn.Linear(12, 3)
+
+        def forward(self, x):
+            return self.outer(torch.sin(self.inner(x)))
+
+    try:
+        for switches in SWITCHES:
+            model = models.make({**small_spec(**switches), 'args': {**small_spec(**switches)['args'],
+                                                                    'imnet_spec': {'name': 'sine-decoder'}}})
+            inp, (coord, cell) = torch.rand(2, 3, 6, 5), queries(2, 50)
+            with torch.no_grad():
+                wanted = textbook.query(model, model.encoder(inp), coord, cell)
+                assert error(model(inp, coord, cell), wanted) <= 1e-5
+                grid = model.decode_grid(model.encode(inp), axis_coord(9), axis_coord(11), cell[0, 0])
+                at = make_coord((9, 11)).expand(2, -1, 2)
+                wanted = textbook.query(model, model.encoder(inp), at, cell[0, :1].expand_as(at))
+                assert error(grid.flatten(2).mT, wanted) <= 1e-5
+    finally:
+        del models.registry.entries['sine-decoder']
+
+
+@pytest.mark.parametrize('hidden', [(), (16,), (16, 16, 16)])
+def test_any_depth(hidden):
+    model = small_model(hidden=hidden)
+    inp, (coord, cell) = torch.rand(1, 3, 6, 5), queries(1, 50)
+    with torch.no_grad():
+        assert error(model(inp, coord, cell), textbook.query(model, model.encoder(inp), coord, cell)) <= 1e-5
+
+
+@pytest.mark.parametrize('switches', [SWITCHES[0], SWITCHES[-1]], ids=str)
+def test_gradients(switches):
+    """float64: gradcheck with respect to image and parameters, and equal gradients to the textbook's."""
+    model = fill_model(models.make(small_spec(hidden=(5, 4), n_resblocks=1, n_feats=2, **switches))).double()
+    inp = torch.rand(1, 3, 3, 4, dtype=torch.float64, requires_grad=True)
+    coord, cell = queries(1, 9, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: model(x, coord, cell), (inp,))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    target = torch.rand(1, 9, 3, dtype=torch.float64)
+    ours = torch.autograd.grad(F.l1_loss(model(inp, coord, cell), target), parameters)
+    theirs = torch.autograd.grad(F.l1_loss(textbook.query(model, model.encoder(inp), coord, cell), target), parameters)
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(ours, theirs))
+
+
+def test_fifty_training_steps_equal_the_textbook():
+    """Losses of 50 Adam steps in float64 agree to 1e-9."""
+    def train(predict):
+        model = small_model().double().train()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        g = torch.Generator().manual_seed(5)
+        losses = []
+        for step in range(50):
+            inp, gt = (torch.rand(*s, generator=g, dtype=torch.float64) for s in ((2, 3, 8, 8), (2, 64, 3)))
+            coord, cell = queries(2, 64, seed=step, dtype=torch.float64)
+            loss = F.l1_loss(predict(model, inp, coord, cell), gt)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return torch.tensor(losses)
+
+    fast = train(lambda model, *batch: model(*batch))
+    slow = train(lambda model, inp, coord, cell: textbook.query(model, model.encoder(inp), coord, cell))
+    assert (fast - slow).abs().max() <= 1e-9
+    assert fast[-1] < fast[0]
+
+
+def test_encoding_a_window_equals_the_whole():
+    for spec in (small_spec(), small_spec(feat_unfold=False),
+                 {'name': 'liif', 'args': {**small_spec()['args'], 'encoder_spec': {
+                     'name': 'rdn', 'args': {'G0': 8, 'RDNconfig': 'A', 'no_upsampling': True}}}}):
+        model = fill_model(models.make(spec)).double()
+        inp = torch.rand(1, 3, 30, 41, dtype=torch.float64)
+        with torch.no_grad():
+            whole = model.encode(inp)
+            table = whole.table.view(30, 41, -1)
+            for top, left, bottom, right in [(0, 0, 9, 8), (10, 12, 17, 30), (25, 33, 30, 41), (0, 0, 30, 41)]:
+                part = model.encode(inp, (top, left, bottom, right))
+                found = part.table.view(bottom - top, right - left, -1)
+                assert error(found, table[top:bottom, left:right]) <= 1e-12
+                assert error(part.feat, whole.feat[..., top:bottom, left:right]) <= 1e-12
+
+
+def test_half_precision_stays_close():
+    """bf16 with float32 coordinates: nearer to float32 than the textbook formula under the same autocast."""
+    model = small_model(hidden=(64, 64))
+    inp = torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(6)) * 2 - 1
+    coord, cell = queries(1, 2000)
+    with torch.no_grad():
+        exact = model.double()(inp.double(), coord.double(), cell.double())
+        model.float()
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            fast = model(inp, coord, cell)
+            plain = textbook.query(model, model.encoder(inp).float(), coord, cell).float()
+    assert fast.dtype == torch.float32
+    rms = [(v - exact).pow(2).mean().sqrt() / exact.std() for v in (fast, plain)]
+    assert rms[0] < 0.02 and rms[0] < 1.5 * rms[1]
+
+
+def test_feature_memory_is_not_kept_per_query():
+    """The general path's 9C gathered values a query are never built by the fast path: its table has D columns."""
+    model = small_model()
+    codes = model.encode(torch.rand(1, 3, 6, 5))
+    assert codes.table.shape == (30, 16)
