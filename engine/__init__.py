@@ -1,0 +1,1 @@
+"""What the programs share: configs, devices, batches, training, evaluation, checkpoints, rendering."""
