@@ -213,13 +213,15 @@ def _zip_members(path):
 
 
 def _tar_members(path):
-    with tarfile.open(path, 'r|*') as archive:  # a stream: one pass even when compressed
-        for info in archive:
+    with tarfile.open(path) as archive:
+        for info in archive:  # and read in this order, so that what is compressed is decompressed once
             if info.isdir():
                 continue
             if not info.isfile():
                 raise UserError(f'{path} holds {info.name!r}, a link or device: it was not unpacked')
             yield info.name, info.size, _reader(path, archive.extractfile, info)
+        while archive.fileobj.read(BLOCK):  # to the end, where the checksum of a compressed archive stands
+            pass
 
 
 def _reader(path, opener, *args):

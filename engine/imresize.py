@@ -11,7 +11,7 @@ The rule, for any real scale s >= 1, on each axis by itself (s may differ betwee
 At integers this is the rule of the published benchmarks: crop to a multiple of s, shave s. The crop is also the one
 that the training wrapper `sr-implicit-downsampled` takes.
 """
-import concurrent.futures
+import concurrent.futures.process
 import itertools
 import math
 import multiprocessing
@@ -154,6 +154,9 @@ def in_processes(function, jobs, workers):
                 done, pending = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in done:
                     yield future.result()
+        except concurrent.futures.process.BrokenProcessPool:
+            raise UserError('a worker process was killed, most likely for lack of memory: use fewer --workers') \
+                from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

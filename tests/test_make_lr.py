@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import ROOT
 from engine.imresize import imresize, lr_size, make_lr_folder, parse_scale, scale_name, shave_width
 from scripts.make_lr import default_output
 from utils import UserError
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DATA = os.path.join(os.environ.get('LIIF_DATA', os.path.join(ROOT, '..', 'shared', 'data')), 'benchmark')
 
 

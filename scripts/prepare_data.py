@@ -1,0 +1,323 @@
+"""Lay the data sets out under load/, where the configs look for them.
+
+    python scripts/prepare_data.py div2k                        # download and unpack (4.5 GB)
+    python scripts/prepare_data.py benchmark                    # Set5, Set14, B100, Urban100
+    python scripts/prepare_data.py benchmark --from PATH ...    # from archives or folders at hand
+    python scripts/prepare_data.py celebAHQ --from PATH [--split split.json]
+    python scripts/prepare_data.py sample                       # a few photographs, no download
+
+--from takes what people have: the DIV2K zips or their unpacked folders, EDSR's DIV2K.tar and benchmark.tar, folders
+with sub-folders HR, original, GTmod12 and LRbicx2, or image_SRF_2. What is there already is kept, so an interrupted
+run continues. Low-resolution images that are missing are made by MATLAB's kernel (scripts/make_lr.py).
+"""
+import argparse
+import collections
+import hashlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+from PIL import Image  # noqa: E402 (the path comes first)
+from tqdm import tqdm  # noqa: E402
+
+from datasets.images import FORMATS, cores  # noqa: E402
+from engine.fetch import download, read_members  # noqa: E402
+from engine.imresize import in_processes, make_lr_folder  # noqa: E402
+from engine.runtime import run_program  # noqa: E402
+from utils import UserError, atomic_write  # noqa: E402
+
+SCALES = [(2.0, 2.0), (3.0, 3.0), (4.0, 4.0)]
+IMAGE = r'\.(?:' + '|'.join(suffix[1:] for suffix in FORMATS) + ')$'
+
+DIV2K_URLS = ('http://data.vision.ee.ethz.ch/cvl/DIV2K/{}',
+              'https://huggingface.co/datasets/eugenesiow/Div2k/resolve/main/data/{}')
+DIV2K = {  # archive: its MD5, the folder it fills
+    'DIV2K_train_HR.zip': ('bdc2d9338d4e574fe81bf7d158758658', 'DIV2K_train_HR'),
+    'DIV2K_valid_HR.zip': ('9fcdda83005c5e5997799b69f955ff88', 'DIV2K_valid_HR'),
+    'DIV2K_valid_LR_bicubic_X2.zip': ('1512c9a3f7bde2a1a21a73044e46b9cb', 'DIV2K_valid_LR_bicubic/X2'),
+    'DIV2K_valid_LR_bicubic_X3.zip': ('18b1d310f9f88c13618c287927b29898', 'DIV2K_valid_LR_bicubic/X3'),
+    'DIV2K_valid_LR_bicubic_X4.zip': ('21962de700c8d368c6ff83314480eff0', 'DIV2K_valid_LR_bicubic/X4'),
+    'DIV2K_train_LR_bicubic_X2.zip': ('9a637d2ef4db0d0a81182be37fb00692', 'DIV2K_train_LR_bicubic/X2'),
+    'DIV2K_train_LR_bicubic_X3.zip': ('ad80b9fe40c049a07a8a6c51bfab3b6d', 'DIV2K_train_LR_bicubic/X3'),
+    'DIV2K_train_LR_bicubic_X4.zip': ('76c43ec4155851901ebbe8339846d93d', 'DIV2K_train_LR_bicubic/X4'),
+}
+
+BENCHMARK_URL, BENCHMARK_MD5 = 'https://cv.snu.ac.kr/research/EDSR/benchmark.tar', '4ace41d33c2384b97e6b320cd0afd6ba'
+SET_URL = 'https://huggingface.co/datasets/eugenesiow/{0}/resolve/main/data/{0}_HR.tar.gz'
+COUNTS = {'Set5': 5, 'Set14': 14, 'B100': 100, 'Urban100': 100}
+SET_NAMES = {**{name.lower(): name for name in COUNTS}, 'bsd100': 'B100', 'bsds100': 'B100'}
+# The layouts in which the sets travel, the fullest images first: GTmod12 and image_SRF_N are cropped to multiples.
+# HR, then the LR images of the same crop.
+LAYOUTS = [(r'HR/(?P<stem>[^/]+)', r'LR_bicubic/X(?P<scale>\d)/(?P<stem>[^/]+)x(?P=scale)'),
+           (r'(?:original/)?(?P<stem>[^/]+)', None),
+           (r'GTmod12/(?P<stem>[^/]+)', r'LRbicx(?P<scale>\d)/(?P<stem>[^/]+)'),
+           *[(rf'image_SRF_{n}/(?P<stem>[^/]+)_SRF_{n}_HR', rf'image_SRF_(?P<scale>{n})/(?P<stem>[^/]+)_SRF_{n}_LR')
+             for n in (2, 3, 4)]]
+
+CELEBA_SIZES = (256, 128, 64, 32)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('name', choices=('div2k', 'benchmark', 'celebAHQ', 'sample'))
+    parser.add_argument('--from', nargs='+', metavar='PATH', dest='sources',
+                        help='archives and folders at hand, instead of downloading')
+    parser.add_argument('--root', default='load', help='where data sets live; default: load')
+    parser.add_argument('--train-lr', action='store_true',
+                        help="div2k: also the low-resolution training images, which fixed-scale models need")
+    parser.add_argument('--split', help='celebAHQ: a JSON file {train, val, test: [names]}; made when there is none')
+    parser.add_argument('--workers', type=int, help='processes; default: as many as pay')
+    args = parser.parse_args(argv)
+    {'div2k': div2k, 'benchmark': benchmark, 'celebAHQ': celeba_hq, 'sample': sample}[args.name](args)
+
+
+def div2k(args):
+    """load/div2k/DIV2K_{train,valid}_HR/0001.png, DIV2K_{train,valid}_LR_bicubic/X2/0001x2.png."""
+    folder = os.path.join(args.root, 'div2k')
+    wanted = {target: div2k_count(target) for _, target in DIV2K.values() if args.train_lr or 'train_LR' not in target}
+    sources = find_sources(args.sources)
+    if not args.sources:
+        for name, (md5, target) in DIV2K.items():
+            if target in wanted and count(folder, target) < wanted[target]:
+                sources.append(os.path.join(folder, name))
+                download([url.format(name) for url in DIV2K_URLS], sources[-1], md5)
+    place(sources, folder, div2k_path, args)
+    problems = []
+    for split in ('valid', 'train') if args.train_lr else ('valid',):
+        problems += make_lr(os.path.join(folder, f'DIV2K_{split}_HR'),
+                            os.path.join(folder, f'DIV2K_{split}_LR_bicubic'), args)
+    report(folder, wanted, problems)
+
+
+def div2k_count(target):
+    return 800 if 'train' in target else 100
+
+
+def div2k_path(name):
+    """Where a file of DIV2K belongs, None for other files. EDSR's tar has the validation images in the train folders:
+    the number tells, up to 0800 they are for training."""
+    match = re.search(r'DIV2K_(?:train|valid)_(?:HR|LR_bicubic).*/(0\d{3})(?:x([234]))?\.png$', name)
+    if not match or ('_LR_bicubic' in name) != bool(match[2]):
+        return None
+    split = 'train' if int(match[1]) <= 800 else 'valid'
+    return f'DIV2K_{split}_LR_bicubic/X{match[2]}/{match[1]}x{match[2]}.png' if match[2] else \
+        f'DIV2K_{split}_HR/{match[1]}.png'
+
+
+def benchmark(args):
+    """load/benchmark/<Set>/HR/<name>.png, LR_bicubic/X2/<name>x2.png."""
+    folder = os.path.join(args.root, 'benchmark')
+    missing = [name for name, n in COUNTS.items() if count(folder, f'{name}/HR') < n]
+    sources = find_sources(args.sources) if args.sources or not missing else download_benchmark(folder, missing)
+    layout = {}  # set -> the first of LAYOUTS it is found in
+    for source in sources:
+        for name, _, _ in read_members(source, benchmark_item):
+            found, i, path = benchmark_item(name)
+            if '/HR/' in path:
+                layout[found] = min(i, layout.get(found, i))
+
+    def chosen(name):
+        found, i, path = benchmark_item(name) or (None, None, None)
+        return path if found and layout.get(found) == i else None
+
+    place(sources, folder, chosen, args)
+    problems = []
+    for name in COUNTS:
+        if layout.get(name, 0) > 1:
+            print(f'{name}: these images were cropped to a multiple of the scale before they came here, so figures '
+                  f'will differ a little from the published ones')
+        problems += make_lr(os.path.join(folder, name, 'HR'), os.path.join(folder, name, 'LR_bicubic'), args)
+    report(folder, {f'{name}/{part}': n for name, n in COUNTS.items()
+                    for part in ('HR', 'LR_bicubic/X2', 'LR_bicubic/X3', 'LR_bicubic/X4')}, problems)
+
+
+def download_benchmark(folder, missing):
+    """EDSR's archive of all sets, or the missing sets one by one from a mirror that has high resolution only."""
+    path = os.path.join(folder, 'benchmark.tar')
+    try:
+        download([BENCHMARK_URL], path, BENCHMARK_MD5)
+        return [path]
+    except UserError as error:
+        print(f'{error}\ntrying the sets one by one')
+        paths = {name: os.path.join(folder, f'{name}_HR.tar.gz') for name in missing}
+        for name, path in paths.items():
+            download([SET_URL.format('BSD100' if name == 'B100' else name)], path)
+        return list(paths.values())
+
+
+def benchmark_item(name):
+    """(set, index of LAYOUTS, where it belongs) for a file of a benchmark set, None for other files."""
+    match = re.match(rf'(?:.*/)?({"|".join(SET_NAMES)})(?:_HR)?/(.*){IMAGE}', name, re.IGNORECASE)
+    if not match:
+        return None
+    found, inner, suffix = SET_NAMES[match[1].lower()], match[2], os.path.splitext(name)[1].lower()
+    for i, (hr, lr) in enumerate(LAYOUTS):
+        if match := re.fullmatch(hr, inner):
+            return found, i, f'{found}/HR/{match["stem"]}{suffix}'
+        if match := lr and re.fullmatch(lr, inner):
+            s = match['scale']
+            return found, i, f'{found}/LR_bicubic/X{s}/{match["stem"]}x{s}{suffix}'
+    return None
+
+
+def celeba_hq(args):
+    """load/celebAHQ/{256,128,64,32}/<name>.png and split.json."""
+    folder = os.path.join(args.root, 'celebAHQ')
+    if not args.sources:
+        raise UserError('CelebA-HQ cannot be downloaded without an account: get its 1024x1024 images (30000 files) and '
+                        'pass their folder or archive with --from')
+    for size in CELEBA_SIZES:
+        os.makedirs(os.path.join(folder, str(size)), exist_ok=True)
+    sources, problems, stems = find_sources(args.sources), [], {}
+
+    def jobs():
+        for source in sources:
+            for name, _, read in read_members(source, lambda name: re.search(IMAGE, name, re.IGNORECASE)):
+                stem = os.path.splitext(os.path.basename(name))[0]
+                if stem in stems:
+                    raise UserError(f'{stems[stem]} and {name} would get one name: pass only the folder or archive '
+                                    f'with the 1024x1024 images')
+                stems[stem] = name
+                paths = {size: os.path.join(folder, str(size), stem + '.png') for size in CELEBA_SIZES}
+                paths = {size: path for size, path in paths.items() if not os.path.exists(path)}
+                yield name, read() if paths else b'', paths
+
+    with tqdm(desc=f'-> {folder}', unit='image') as bar:
+        for problem in in_processes(resize_square, jobs(), cores() if args.workers is None else args.workers):
+            problems += [problem] if problem else []
+            bar.update()
+    write_split(folder, args.split, sources)
+    report(folder, {str(size): 30000 for size in CELEBA_SIZES}, problems)
+
+
+def resize_square(name, data, paths):
+    """One face at several sizes {size: path}, each by PIL's bicubic from the original: what was wrong, if anything."""
+    try:
+        if paths:
+            with Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values()))) as image:
+                if image.width != image.height or image.width < max(paths):
+                    return f'{name} is {image.width}x{image.height}, wanted a square of at least {max(paths)}'
+                image = image.convert('RGB')
+        for size, path in paths.items():
+            with atomic_write(path) as f:
+                image.resize((size, size), Image.BICUBIC).save(f, format='png')
+    except UserError:
+        raise
+    except Exception as error:  # decoders of damaged data fail in every way there is
+        return f'{name} cannot be read ({error})'
+
+
+def write_split(folder, given, sources):
+    """split.json: the one given, one found beside the images, or 5 of 6 images for training and the others for
+    testing, the first hundred of which choose the model (the paper: 25000, 5000 and 100). Chance decides, by name."""
+    path = os.path.join(folder, 'split.json')
+    names = sorted(os.listdir(os.path.join(folder, str(CELEBA_SIZES[0]))))
+    if given is None:
+        found = [read() for source in sources for _, _, read in read_members(source, lambda n: n.endswith('/split.json'))]
+        given = io.BytesIO(found[0]) if found else None
+    if given is not None:
+        split = read_split(given, {os.path.splitext(name)[0]: name for name in names}, folder)
+    elif os.path.exists(path):
+        return
+    else:
+        shuffled = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+        n = max(len(names) // 6, 1)
+        split = {'train': sorted(shuffled[n:]), 'val': sorted(shuffled[:min(n, 100)]), 'test': sorted(shuffled[:n])}
+    with atomic_write(path, 'w') as f:
+        json.dump(split, f)
+
+
+def read_split(source, stems, folder):
+    """{key: [names]} with the names the images have here: those of other splits may end in .jpg."""
+    try:
+        if isinstance(source, str):
+            with open(source, 'rb') as f:
+                source = io.BytesIO(f.read())
+        split = {key: [os.path.splitext(os.path.basename(name))[0] for name in names]
+                 for key, names in json.load(source).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f'the split file cannot be used ({error}): it is JSON, {{"train": [names], "test": [names]}}') \
+            from None
+    lacking = [name for names in split.values() for name in names if name not in stems]
+    if lacking:
+        raise UserError(f'{len(lacking)} names of the split, such as {lacking[0]!r}, are not in {folder}: complete the '
+                        f'images or pass the split that belongs to them')
+    return {key: [stems[name] for name in names] for key, names in split.items()}
+
+
+def sample(args):
+    """load/sample: see scripts/sample_photos.py."""
+    command = [sys.executable, os.path.join(ROOT, 'scripts', 'sample_photos.py')]
+    if subprocess.run(command).returncode:
+        raise UserError('the sample photographs were not written, for the reason above')
+
+
+def find_sources(paths):
+    """What --from names, and the archives that lie directly in a folder it names."""
+    sources = list(paths or [])
+    for path in paths or []:
+        if os.path.isdir(path):
+            sources += [os.path.join(path, name) for name in sorted(os.listdir(path))
+                        if re.search(r'\.(zip|tar|tgz|tar\.\w+)$', name, re.IGNORECASE)]
+    return sources
+
+
+def place(sources, folder, rule, args):
+    """Copy what `rule` gives a place in `folder` out of the sources. Downloaded archives are removed afterwards."""
+    placed = collections.Counter()
+    with tqdm(desc=f'-> {folder}', unit='file') as bar:
+        for source in sources:
+            for name, size, read in read_members(source, rule):
+                path = os.path.join(folder, rule(name))
+                if not os.path.exists(path):
+                    os.makedirs(os.path.dirname(path), exist_ok=True)
+                    data = read()
+                    with atomic_write(path) as f:
+                        f.write(data)
+                elif os.path.getsize(path) != size:
+                    raise UserError(f'{path} is there and is not {name} of {source}: remove it to have it replaced')
+                placed[source] += 1
+                bar.update()
+    if args.sources and not placed:
+        raise UserError(f'{", ".join(args.sources)}: none of the layouts known for {args.name} is in there; they are '
+                        f'listed by --help')
+    if not args.sources:
+        for source in sources:
+            os.unlink(source)
+
+
+def make_lr(hr, lr, args):
+    """Make the low-resolution images that are missing: a list of problems."""
+    if not count(hr):
+        return []
+    made, kept, bad = make_lr_folder(hr, lr, SCALES, workers=args.workers)
+    if made:
+        print(f"{lr}: {made} images made by MATLAB's kernel")
+    return bad
+
+
+def count(*path):
+    """Image files in a folder, 0 without one."""
+    folder = os.path.join(*path)
+    return len([name for name in os.listdir(folder) if re.search(IMAGE, name, re.IGNORECASE)]) \
+        if os.path.isdir(folder) else 0
+
+
+def report(folder, wanted, problems):
+    """Say what is there of what was wanted {folder: images}. Raises UserError when something went wrong."""
+    for target, n in wanted.items():
+        print(f'{os.path.join(folder, target)}: {count(folder, target)} of {n} images')
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        raise UserError(f'{len(problems)} images could not be used, as listed above')
+
+
+if __name__ == '__main__':
+    run_program(main)
