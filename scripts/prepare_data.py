@@ -71,7 +71,7 @@ def main(argv=None):
     parser.add_argument('--root', default='load', help='where data sets live; default: load')
     parser.add_argument('--train-lr', action='store_true',
                         help="div2k: also the low-resolution training images, which fixed-scale models need")
-    parser.add_argument('--split', help='celebAHQ: a JSON file {train, val, test: [names]}; made when there is none')
+    parser.add_argument('--split', help='celebAHQ: a JSON file {train: [names], val: [names]}; made when there is none')
     parser.add_argument('--workers', type=int, help='processes; default: as many as pay')
     args = parser.parse_args(argv)
     {'div2k': div2k, 'benchmark': benchmark, 'celebAHQ': celeba_hq, 'sample': sample}[args.name](args)
@@ -214,8 +214,8 @@ def resize_square(name, data, paths):
 
 
 def write_split(folder, given, sources):
-    """split.json: the one given, one found beside the images, or 5 of 6 images for training and the others for
-    testing, the first hundred of which choose the model (the paper: 25000, 5000 and 100). Chance decides, by name."""
+    """split.json: the one given, one found beside the images, or {train: 5 of 6 images, val: the others} (the paper's
+    25000 and 5000, the first hundred of which choose the model). Chance decides, by name."""
     path = os.path.join(folder, 'split.json')
     names = sorted(os.listdir(os.path.join(folder, str(CELEBA_SIZES[0]))))
     if given is None:
@@ -228,7 +228,7 @@ def write_split(folder, given, sources):
     else:
         shuffled = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
         n = max(len(names) // 6, 1)
-        split = {'train': sorted(shuffled[n:]), 'val': sorted(shuffled[:min(n, 100)]), 'test': sorted(shuffled[:n])}
+        split = {'train': sorted(shuffled[n:]), 'val': shuffled[:n]}
     with atomic_write(path, 'w') as f:
         json.dump(split, f)
 
@@ -242,7 +242,7 @@ def read_split(source, stems, folder):
         split = {key: [os.path.splitext(os.path.basename(name))[0] for name in names]
                  for key, names in json.load(source).items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f'the split file cannot be used ({error}): it is JSON, {{"train": [names], "test": [names]}}') \
+        raise UserError(f'the split file cannot be used ({error}): it is JSON, {{"train": [names], "val": [names]}}') \
             from None
     lacking = [name for names in split.values() for name in names if name not in stems]
     if lacking:

@@ -393,15 +393,14 @@ def test_celeba_hq(tmp_path):
         assert np.array_equal(np.asarray(Image.open(root / f'{size}/00003.png')),
                               np.asarray(original.resize((size, size), Image.BICUBIC)))
     split = json.loads((root / 'split.json').read_text())
-    assert sorted(split['train'] + split['test']) == [f'{i:05d}.png' for i in range(7)]
-    assert len(split['test']) == 1 and set(split['val']) <= set(split['test'])
+    assert sorted(split['train'] + split['val']) == [f'{i:05d}.png' for i in range(7)] and len(split['val']) == 1
 
     # Again, with one image lost and a split given; then a split that belongs to other images.
     (root / '64' / '00002.png').unlink()
     given = tmp_path / 'given.json'
-    given.write_text(json.dumps({'train': ['00000.jpg', '00002.jpg'], 'test': ['00001.png']}))
+    given.write_text(json.dumps({'train': ['00000.jpg', '00002.jpg'], 'val': ['00001.png']}))
     assert prepare(tmp_path, 'celebAHQ', '--from', source, '--split', str(given)) == placed
-    assert json.loads((root / 'split.json').read_text()) == {'train': ['00000.png', '00002.png'], 'test': ['00001.png']}
+    assert json.loads((root / 'split.json').read_text()) == {'train': ['00000.png', '00002.png'], 'val': ['00001.png']}
     for text, message in ((json.dumps({'train': ['99999.png']}), "such as '99999'"), ('[1]', 'cannot be used'),
                           ('{', 'cannot be used')):
         given.write_text(text)
@@ -410,11 +409,11 @@ def test_celeba_hq(tmp_path):
 
 
 def test_celeba_hq_bad_faces(tmp_path, capsys):
-    files = {'1.png': png(300, 300), '2.png': png(300, 200), '3.png': png(300, 300)[:5000], 'split.json': b'{"test": ["1.png"]}'}
+    files = {'1.png': png(300, 300), '2.png': png(300, 200), '3.png': png(300, 300)[:5000], 'split.json': b'{"val": ["1.png"]}'}
     with pytest.raises(UserError, match='2 images could not be used'):
         prepare(tmp_path, 'celebAHQ', '--from', write_folder(tmp_path / 'faces', files))
     assert os.listdir(tmp_path / 'load/celebAHQ/32') == ['1.png']
-    assert json.loads((tmp_path / 'load/celebAHQ/split.json').read_text()) == {'test': ['1.png']}
+    assert json.loads((tmp_path / 'load/celebAHQ/split.json').read_text()) == {'val': ['1.png']}
     err = capsys.readouterr().err
     assert '2.png is 200x300, wanted a square' in err and '3.png cannot be read' in err
     with pytest.raises(UserError, match='would get one name'):
