@@ -17,6 +17,7 @@ from utils import UserError, axis_coord, denormalize, normalize
 
 DEFAULT_NORM = {'inp': {'sub': [0.5], 'div': [0.5]}, 'gt': {'sub': [0.5], 'div': [0.5]}}
 GENERAL_CHUNK = 30000  # queries at a time for models that only have query_rgb
+STRIP = 1 << 20  # output pixels rendered at a time
 
 
 class Renderer:
@@ -123,18 +124,21 @@ class Scene:
         return *axes, torch.tensor(cell, device=self.inp.device)
 
     def _decode(self, y, x, cell):
-        """Yield (top, left, normalized RGB (3, rows, columns)) over the tiles that the grid touches."""
+        """Yield (top, left, normalized RGB (3, rows, columns)) over the tiles that the grid touches, each tile in
+        strips, so that what is held in floats does not grow with the output."""
         for (top, bottom), (t, b) in self._spans(y, self.size[0]):
             for (left, right), (l, r) in self._spans(x, self.size[1]):
-                yield from self._decode_tile((top, left, bottom, right), y[t:b], x[l:r], cell, t, l)
+                rows = max(1, STRIP // (r - l))
+                for i in range(t, b, rows):
+                    yield from self._decode_tile((top, left, bottom, right), y[i:min(i + rows, b)], x[l:r], cell, i, l)
 
     def _spans(self, coord, n):
-        """For an axis of n codes: [(first code, end) of a tile, (first, end) of the coordinates nearest to its codes]."""
-        nearest = ((coord.double() + 1) * n / 2).floor().clamp(0, n - 1).long()  # (H,), ascending
+        """An axis of n codes: [(first code, end) of a tile, (first, end) of the coordinates nearest to its codes]."""
+        nearest = ((coord.cpu().double() + 1) * n / 2).floor().clamp(0, n - 1).long()  # (H,), ascending
         spans = []
         for first in range(0, n, self.tile):
             end = min(first + self.tile, n)
-            a, b = torch.searchsorted(nearest, torch.tensor([first, end], device=coord.device)).tolist()
+            a, b = torch.searchsorted(nearest, torch.tensor([first, end])).tolist()
             if a < b:
                 spans.append(((first, end), (a, b)))
         return spans
