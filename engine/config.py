@@ -161,10 +161,12 @@ class Checker:
         if isinstance(value, list):
             return [self.plain(v, join(path, i), depth + 1) for i, v in enumerate(value)]
         if isinstance(value, int) and value.bit_length() > 64:
-            self.fail(path, f'an integer of {value.bit_length()} bits', 'one of at most 64', 'use a smaller one')
+            found = value if value.bit_length() < 256 else f'an integer of {value.bit_length()} bits'
+            self.fail(path, found, 'an integer of at most 64 bits', 'use a smaller one')
         if value is not None and not isinstance(value, (bool, int, float, str)):
             # Not shown when it may hold lists: those of aliases could take for ever to print.
-            found = f'a {type(value).__name__}' + ('' if isinstance(value, (tuple, set)) else f', {show(value)}')
+            kind = f'a {type(value).__name__}'
+            found = kind if isinstance(value, (tuple, set)) else f'{value} ({kind})'
             self.fail(path, found, 'text, a number, true, false, null, a list or a mapping', 'put text in quotes')
         return value
 
