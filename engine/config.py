@@ -218,8 +218,9 @@ class Checker:
         there = {'folder': os.path.isdir, 'file': os.path.isfile}.get(want.exists)
         if there and self.check_paths and not there(value):
             where = '' if os.path.isabs(value) else f' (looked for from {os.getcwd()})'
-            self.fail(path, show(value, 200), want.text, f'there is none{where}: put it there, or name another with '
-                      f'--set {path}={want.exists.upper()}')
+            get = ' (scripts/prepare_data.py does it for the data of the paper)' if value.startswith('./load/') else ''
+            self.fail(path, show(value, 200), want.text, f'there is none{where}: put it there{get}, or name another '
+                      f'with --set {path}={want.exists.upper()}')
         return value
 
     def spec(self, spec, role, path, complete=True):
