@@ -1,5 +1,6 @@
 """Files from elsewhere: downloads that resume and are checked, archives that are read without trusting them."""
 import contextlib
+import errno
 import gzip
 import hashlib
 import http.client
@@ -41,6 +42,8 @@ def download(urls, path, md5=None, attempts=4, pause=2.0, timeout=30):
         try:
             _download_one(url, path + '.part', attempts, pause, timeout)
         except (OSError, http.client.HTTPException) as error:
+            if getattr(error, 'errno', None) == errno.ENOSPC:
+                raise
             problems.append(f'{url}: {getattr(error, "reason", None) or error or type(error).__name__}')
             continue
         found = _md5(path + '.part') if md5 else None
@@ -105,7 +108,8 @@ def _continue(url, part, timeout):
             with atomic_write(part + '.json', 'w') as f:
                 json.dump({'url': url, 'validator': validator}, f)
         with open(part, 'ab' if start else 'wb') as f, \
-                tqdm(total=total, initial=start, unit='B', unit_scale=True, desc=url.rsplit('/', 1)[-1]) as bar:
+                tqdm(total=total, initial=start, unit='B', unit_scale=True, desc=url.rsplit('/', 1)[-1],
+                     disable=None) as bar:
             while block := response.read(BLOCK):
                 f.write(block)
                 bar.update(len(block))

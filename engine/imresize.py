@@ -117,7 +117,7 @@ def make_lr_folder(hr_folder, lr_folder, scales, kernel='matlab', workers=None, 
         workers = min(cores(), len(names) // 16)
     jobs = [(os.path.join(hr_folder, name), lr_folder, scales, kernel, overwrite) for name in names]
     made, kept, bad = 0, 0, []
-    with tqdm(total=len(jobs), desc=f'{hr_folder} -> {lr_folder}', unit='image') as bar:
+    with tqdm(total=len(jobs), desc=f'{hr_folder} -> {lr_folder}', unit='image', disable=None) as bar:
         for result in in_processes(_make_lr, jobs, workers):
             made, kept, bad = made + result[0], kept + result[1], bad + result[2]
             bar.update()
@@ -148,7 +148,8 @@ def in_processes(function, jobs, workers):
             pending, jobs = set(), iter(jobs)
             while True:
                 # A few jobs ahead, since they may carry whole images.
-                pending.update(pool.submit(function, *job) for job in itertools.islice(jobs, 4 * workers - len(pending)))
+                room = 4 * workers - len(pending)
+                pending.update(pool.submit(function, *job) for job in itertools.islice(jobs, room))
                 if not pending:
                     return
                 done, pending = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)

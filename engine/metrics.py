@@ -4,6 +4,7 @@ Each is computed on the pixels PSNR is computed on: predictions clamped to [0, 1
 `scale` choosing colour space and border as in `calc_psnr`.
 """
 import os
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -36,10 +37,11 @@ def luma(img):
 def calc_ssim(sr, hr, dataset=None, scale=1):
     """Structural similarity (Wang et al., 2004): a 0-d tensor, 1 for equal images, the mean over a batch.
 
-    sr, hr: (B, C, H, W) in [0, 1]; dataset, scale: as in `shaved`, and 'benchmark' compares luma. Windows are 11x11 Gaussians of sigma 1.5, only those wholly inside the image
-    count, variances are the weighted ones (not corrected for bias), K1 = 0.01, K2 = 0.03, and the range is 1;
-    channels are averaged. Equal to scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5,
-    use_sample_covariance=False, data_range=1)`. float32 is good to 1e-5.
+    sr, hr: (B, C, H, W) in [0, 1]; dataset, scale: as in `shaved`, and 'benchmark' compares luma. Windows are 11x11
+    Gaussians of sigma 1.5, only those wholly inside the image count, variances are the weighted ones (not corrected
+    for bias), K1 = 0.01, K2 = 0.03, the range is 1, and channels are averaged. Equal to scikit-image's
+    `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1)`. float32 is
+    good to 1e-5.
     """
     if sr.shape != hr.shape:
         raise UserError(f'SSIM compares images of one size, found {tuple(sr.shape)} and {tuple(hr.shape)}')
@@ -86,7 +88,9 @@ def make_lpips(device='cpu', net='alex'):
     path = os.path.join(torch.hub.get_dir(), 'checkpoints', os.path.basename(url))
     if not os.path.exists(path):
         raise UserError(f'LPIPS needs the weights of its backbone: download {url} to {path}')
-    network = lpips.LPIPS(net=net, verbose=False).to(device).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # it calls torchvision in an older way
+        network = lpips.LPIPS(net=net, verbose=False).to(device).eval()
 
     @torch.no_grad()
     def calc_lpips(sr, hr, dataset=None, scale=1):

@@ -24,7 +24,7 @@ def main(argv=None):
     parser.add_argument('--scale', nargs='+', required=True, metavar='S',
                         help='2, 2.7, or 2x3 for different vertical and horizontal scales')
     parser.add_argument('--kernel', choices=KERNELS, default='matlab',
-                        help="MATLAB's imresize, as in the published LR_bicubic folders, or PIL's, which LIIF trains with")
+                        help="matlab: imresize, as in the published LR_bicubic folders; pil: what LIIF trains with")
     parser.add_argument('--output', help='default: the folder with HR replaced by LR_bicubic (LR_pil for PIL)')
     parser.add_argument('--workers', type=int, help='processes; default: as many as pay')
     parser.add_argument('--overwrite', action='store_true', help='make again what is there')

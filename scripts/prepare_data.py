@@ -188,7 +188,7 @@ def celeba_hq(args):
                 paths = {size: path for size, path in paths.items() if not os.path.exists(path)}
                 yield name, read() if paths else b'', paths
 
-    with tqdm(desc=f'-> {folder}', unit='image') as bar:
+    with tqdm(desc=f'-> {folder}', unit='image', disable=None) as bar:
         for problem in in_processes(resize_square, jobs(), cores() if args.workers is None else args.workers):
             problems += [problem] if problem else []
             bar.update()
@@ -207,9 +207,9 @@ def resize_square(name, data, paths):
         for size, path in paths.items():
             with atomic_write(path) as f:
                 image.resize((size, size), Image.BICUBIC).save(f, format='png')
-    except UserError:
-        raise
     except Exception as error:  # decoders of damaged data fail in every way there is
+        if getattr(error, 'errno', None):  # but a full disk is not the image's fault
+            raise
         return f'{name} cannot be read ({error})'
 
 
@@ -219,7 +219,8 @@ def write_split(folder, given, sources):
     path = os.path.join(folder, 'split.json')
     names = sorted(os.listdir(os.path.join(folder, str(CELEBA_SIZES[0]))))
     if given is None:
-        found = [read() for source in sources for _, _, read in read_members(source, lambda n: n.endswith('/split.json'))]
+        found = [read() for source in sources
+                 for _, _, read in read_members(source, lambda name: name.endswith('/split.json'))]
         given = io.BytesIO(found[0]) if found else None
     if given is not None:
         split = read_split(given, {os.path.splitext(name)[0]: name for name in names}, folder)
@@ -253,9 +254,10 @@ def read_split(source, stems, folder):
 
 def sample(args):
     """load/sample: see scripts/sample_photos.py."""
-    command = [sys.executable, os.path.join(ROOT, 'scripts', 'sample_photos.py')]
-    if subprocess.run(command).returncode:
-        raise UserError('the sample photographs were not written, for the reason above')
+    command = [sys.executable, os.path.join(ROOT, 'scripts', 'sample_photos.py'), '--root', args.root]
+    code = subprocess.run(command).returncode
+    if code:
+        sys.exit(code)  # it said why
 
 
 def find_sources(paths):
@@ -271,7 +273,7 @@ def find_sources(paths):
 def place(sources, folder, rule, args):
     """Copy what `rule` gives a place in `folder` out of the sources. Downloaded archives are removed afterwards."""
     placed = collections.Counter()
-    with tqdm(desc=f'-> {folder}', unit='file') as bar:
+    with tqdm(desc=f'-> {folder}', unit='file', disable=None) as bar:
         for source in sources:
             for name, size, read in read_members(source, rule):
                 path = os.path.join(folder, rule(name))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import datasets
 from engine.imresize import imresize, lr_size, make_lr_folder, parse_scale, scale_name, shave_width
 from scripts.make_lr import default_output
 from utils import UserError
@@ -95,12 +96,9 @@ def test_any_scale():
 
 def test_scales_are_the_wrappers():
     """`sr-implicit-downsampled` at a fixed scale takes the same crop and size."""
-    datasets = pytest.importorskip('datasets')
-    if not hasattr(datasets, 'registry') or 'sr-implicit-downsampled' not in datasets.registry.names():
-        pytest.skip('the wrapper is not there')
     for scale in (1.5, 2.7, 3, 3.3):
-        wrapper = datasets.make({'name': 'sr-implicit-downsampled', 'args': {'dataset': OneImage(), 'scale_min': scale}})
-        item = wrapper[0]
+        args = {'dataset': OneImage(), 'scale_min': scale}
+        item = datasets.make({'name': 'sr-implicit-downsampled', 'args': args})[0]
         small, crop = lr_size((61, 83), scale)
         assert tuple(item['inp'].shape[1:]) == small and tuple(item['size'].tolist()) == crop
 
@@ -117,7 +115,8 @@ class OneImage:
 
 
 def test_scale_names():
-    for text, scale, name in (('2', (2, 2), '2'), ('2.70', (2.7, 2.7), '2.7'), ('2x3', (2, 3), '2x3'), ('30', (30, 30), '30')):
+    for text, scale, name in (('2', (2, 2), '2'), ('2.70', (2.7, 2.7), '2.7'), ('2x3', (2, 3), '2x3'),
+                              ('30', (30, 30), '30')):
         assert parse_scale(text) == scale and scale_name(scale) == name
     for text in ('', 'x2', '2x3x4', '0.5', '-2', 'nan', 'inf', 'two'):
         with pytest.raises(UserError, match='a scale is a number'):
@@ -183,8 +182,9 @@ def test_program_reports_bad_files_at_the_end(tmp_path):
     whole = (tmp_path / 'HR' / 'good.png').read_bytes()
     (tmp_path / 'HR' / 'cut.png').write_bytes(whole[:len(whole) // 2])
     (tmp_path / 'HR' / 'text.png').write_text('hello')
-    run = subprocess.run([sys.executable, os.path.join(ROOT, 'scripts', 'make_lr.py'), str(tmp_path / 'HR'), '--scale', '3'],
-                         capture_output=True, text=True)
+    program = os.path.join(ROOT, 'scripts', 'make_lr.py')
+    command = [sys.executable, program, str(tmp_path / 'HR'), '--scale', '3']
+    run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 2 and 'Traceback' not in run.stderr
     assert os.listdir(tmp_path / 'LR_bicubic' / 'X3') == ['goodx3.png']
     assert '1 made, 0 kept' in run.stdout

@@ -8,7 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+import datasets
 import models
+from datasets.loader import make_loader
+from engine.evaluate import eval_psnr
 from engine.metrics import calc_ssim, make_lpips
 from utils import UserError, calc_psnr, make_coord
 
@@ -42,7 +45,7 @@ def test_ssim_is_scikit_images(h, w, dtype, tolerance):
 
 def test_ssim_of_the_tables():
     sr, hr = (x[0].numpy() for x in pair(60, 64))
-    luma = [(16 + 65.738 / 256 * 255 * x[0] + 129.057 / 256 * 255 * x[1] + 25.064 / 256 * 255 * x[2]) / 255 for x in (sr, hr)]
+    luma = [16 / 255 + (65.738 * x[0] + 129.057 * x[1] + 25.064 * x[2]) / 256 for x in (sr, hr)]
     found = calc_ssim(*pair(60, 64), dataset='benchmark', scale=3).item()
     assert abs(found - of_skimage(*(x[None, 3:-3, 3:-3] for x in luma))) < 1e-10
     found = calc_ssim(*pair(60, 64), dataset='div2k', scale=4).item()
@@ -136,6 +139,18 @@ def bicubic_psnr(name, scale, grey_as_rgb=False):
 def test_bicubic_gives_the_published_psnr(name, scale, psnr):
     """As every paper lists it, Set14's one grey image being compared as one channel."""
     assert abs(bicubic_psnr(name, scale) - psnr) < 0.05
+
+
+def test_bicubic_through_the_evaluation():
+    """The same figure by what test.py runs: data set, wrapper, loader, eval_psnr."""
+    expected = bicubic_psnr('Set5', 3)
+    args = {f'root_path_{i}': os.path.join(DATA, 'Set5', name) for i, name in ((1, 'LR_bicubic/X3'), (2, 'HR'))}
+    pairs = datasets.make({'name': 'paired-image-folders', 'args': args})
+    data = datasets.make({'name': 'sr-implicit-paired', 'args': {'dataset': pairs}})
+    loader = make_loader(data, batch_size=1, seed=0, train=False, num_workers=0)
+    norm = {key: {'sub': [0.5], 'div': [0.5]} for key in ('inp', 'gt')}
+    found = eval_psnr(loader, models.make({'name': 'bicubic'}), norm, 'benchmark-3', eval_bsize=30000)
+    assert found == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_grey_image_read_as_rgb_gains():

@@ -316,10 +316,12 @@ def test_nothing_known_in_the_source(tmp_path):
         prepare(tmp_path, 'benchmark', '--from', write_zip(tmp_path / 'x.zip', {'cats/1.png': png(9, 9)}))
 
 
-DIV2K_FILES = {'DIV2K_valid_HR.zip': {'DIV2K_valid_HR/0801.png': png(26, 28)},
-               **{f'DIV2K_valid_LR_bicubic_X{s}.zip': {f'DIV2K_valid_LR_bicubic/X{s}/0801x{s}.png': png(26 // s, 28 // s, s)}
-                  for s in (2, 3, 4)},
-               'DIV2K_train_HR.zip': {'DIV2K_train_HR/0001.png': png(12, 12, 1), 'DIV2K_train_HR/0800.png': png(12, 13, 2)}}
+DIV2K_FILES = {
+    'DIV2K_valid_HR.zip': {'DIV2K_valid_HR/0801.png': png(26, 28)},
+    'DIV2K_train_HR.zip': {'DIV2K_train_HR/0001.png': png(12, 12, 1), 'DIV2K_train_HR/0800.png': png(12, 13, 2)}}
+for s in (2, 3, 4):
+    DIV2K_FILES[f'DIV2K_valid_LR_bicubic_X{s}.zip'] = {
+        f'DIV2K_valid_LR_bicubic/X{s}/0801x{s}.png': png(26 // s, 28 // s, s)}
 DIV2K_TREE = ['div2k/' + name for names in DIV2K_FILES.values() for name in names]
 
 
@@ -409,7 +411,8 @@ def test_celeba_hq(tmp_path):
 
 
 def test_celeba_hq_bad_faces(tmp_path, capsys):
-    files = {'1.png': png(300, 300), '2.png': png(300, 200), '3.png': png(300, 300)[:5000], 'split.json': b'{"val": ["1.png"]}'}
+    files = {'1.png': png(300, 300), '2.png': png(300, 200), '3.png': png(300, 300)[:5000],
+             'split.json': b'{"val": ["1.png"]}'}
     with pytest.raises(UserError, match='2 images could not be used'):
         prepare(tmp_path, 'celebAHQ', '--from', write_folder(tmp_path / 'faces', files))
     assert os.listdir(tmp_path / 'load/celebAHQ/32') == ['1.png']
@@ -417,9 +420,16 @@ def test_celeba_hq_bad_faces(tmp_path, capsys):
     err = capsys.readouterr().err
     assert '2.png is 200x300, wanted a square' in err and '3.png cannot be read' in err
     with pytest.raises(UserError, match='would get one name'):
-        prepare(tmp_path / 'b', 'celebAHQ', '--from', write_folder(tmp_path / 'x', {'a/1.png': png(256, 256), 'b/1.png': b''}))
+        source = write_folder(tmp_path / 'x', {'a/1.png': png(256, 256), 'b/1.png': b''})
+        prepare(tmp_path / 'b', 'celebAHQ', '--from', source)
     with pytest.raises(UserError, match='pass their folder or archive with --from'):
         prepare(tmp_path, 'celebAHQ')
+
+
+def test_sample(tmp_path):
+    pytest.importorskip('skimage')
+    placed = prepare(tmp_path, 'sample')
+    assert 'sample/valid/chelsea.png' in placed and 'sample/train/astronaut.png' in placed
 
 
 def test_program(tmp_path):
