@@ -97,10 +97,13 @@ def read_picture(path, max_pixels=MAX_SOURCE):
 
 
 def picture_size(path):
-    """(h, w) from the header of a picture, before any orientation, or None where it has no readable one."""
+    """(h, w) of a picture, upright, from its header alone; None where it has no readable one."""
     try:
         with open(path, 'rb') as f, _open(f, path, None) as image:
-            return image.size[1], image.size[0]
+            # Asked for the EXIF of a PNG that begins without any, Pillow would decode all of it.
+            plain = image.format == 'PNG' and 'exif' not in image.info
+            turned = not plain and image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+            return image.size if turned else image.size[::-1]
     except (OSError, UserError, ValueError, SyntaxError, struct.error):
         return None
 

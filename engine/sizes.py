@@ -23,11 +23,13 @@ def parse(name, text):
     return values
 
 
-def parse_size(**options):
+def parse_size(region=None, insist=False, **options):
     """A function (h, w) of the source -> (H, W), whole numbers of 1 or more, from the one option that is given.
 
     options: resolution, scale, width, height, max_side, as text, None when absent; all but the first keep the aspect
-    (a scale of two numbers aside). Raises UserError for none or several of them, and for values that make no sense.
+    (a scale of two numbers aside). region: (x, y, width, height), what is enlarged instead of the whole.
+    Raises UserError for none or several options and for values that make no sense; the function for an output too
+    large to be meant, unless `insist`.
     """
     given = {name: text for name, text in options.items() if text is not None}
     if len(given) != 1:
@@ -39,19 +41,16 @@ def parse_size(**options):
     values = parse(name, text)
 
     def size_of(h, w):
+        if region is not None:
+            h, w = region[3], region[2]
         if name == 'resolution':
-            return values
-        if name == 'scale':
-            factors = values[0], values[-1]
+            size = values
         else:
-            factors = (values[0] / {'width': w, 'height': h, 'max_side': max(h, w)}[name],) * 2
-        return tuple(max(1, math.floor(n * factor + 0.5)) for n, factor in zip((h, w), factors))
+            side = {'scale': 1, 'width': w, 'height': h, 'max_side': max(h, w)}[name]
+            size = tuple(max(1, math.floor(n * factor / side + 0.5)) for n, factor in zip((h, w), values * 2))
+        pixels = size[0] * size[1]
+        if pixels > MAX_OUTPUT and not insist:
+            raise UserError(f'the output would have {size[1]}x{size[0]} pixels, {pixels / 1e9:.1f} gigapixels, above '
+                            f'the limit of {MAX_OUTPUT / 1e9:.0f}: choose a smaller size, or add --insist if meant')
+        return size
     return size_of
-
-
-def check_size(size, insist=False):
-    """Raises UserError for an output (H, W) that is too large to be meant."""
-    pixels = size[0] * size[1]
-    if pixels > MAX_OUTPUT and not insist:
-        raise UserError(f'the output would have {size[1]}x{size[0]} pixels, {pixels / 1e9:.1f} gigapixels, more than the '
-                        f'limit of {MAX_OUTPUT // 10 ** 9}: choose a smaller size, or add --insist if it is meant')
