@@ -31,7 +31,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     device = select_device(None)
-    model, norm = load_model(args.model, device, ema=True)
+    model, norm = load_model(args.model, device)
     bicubic = models.make({'name': 'bicubic', 'args': {'kernel': 'pil'}}).to(device)
     photos = datasets.make({'name': 'image-folder', 'args': {'root_path': args.photos, 'cache': 'in_memory'}})
 
