@@ -4,11 +4,18 @@ import concurrent.futures
 import io
 import os
 import threading
+import warnings
 
 import numpy as np
+import torch
 from PIL import Image
 
 from utils import UserError
+
+try:
+    from torchvision.io import ImageReadMode, decode_image
+except ImportError:
+    decode_image = None
 
 FORMATS = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.bmp': 'BMP', '.tif': 'TIFF', '.tiff': 'TIFF',
            '.webp': 'WEBP', '.gif': 'GIF', '.ppm': 'PPM', '.pgm': 'PPM'}
@@ -28,8 +35,8 @@ def read_image(path, max_pixels=MAX_PIXELS):
     An EXIF orientation is not applied, as in the published pipeline. max_pixels: the largest H * W that is
     decoded, None for no limit. Raises BadImage, naming the file, for what is missing, damaged, too large or no image.
 
-    Pillow knows 16-bit colour only by its high byte, so those PNG files go through torchvision; 16-bit colour TIFF
-    keeps the high byte.
+    Pillow knows 16-bit colour only by its high byte, so such PNG files go through torchvision, as long as that has
+    decoders (it plans to drop them); 16-bit colour TIFF keeps the high byte, which is at most one level off.
     """
     try:
         with open(path, 'rb') as f:
@@ -37,14 +44,15 @@ def read_image(path, max_pixels=MAX_PIXELS):
         with _open(io.BytesIO(data), path, max_pixels) as image:
             if image.format == 'PNG':
                 image.verify()  # the checksums: a damaged PNG can decode to wrong pixels without an error
-                if data[24] == 16 and data[25] != 0:  # bit depth, and a colour type beyond grey
+                if data[24] == 16 and data[25] != 0 and decode_image:  # bit depth, and a colour type beyond grey
                     return _to_rgb8(_decode_png16(data))
         with _open(io.BytesIO(data), path, max_pixels) as image:  # verify() leaves an image unusable
             if image.mode == 'F':
                 raise BadImage(f'image {path} holds floating-point values: convert it to 8 or 16 bits')
             if image.mode.startswith('I'):
                 return _to_rgb8(np.asarray(image))
-            return np.asarray(image.convert('RGB'))  # (H, W, 3)
+            image.info.pop('transparency', None)  # alpha is dropped; Pillow would warn
+            return np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))  # (H, W, 3)
     except (BadImage, MemoryError):
         raise
     except FileNotFoundError:
@@ -109,9 +117,9 @@ def _unreadable(path, error):
 
 
 def _decode_png16(data):
-    from torchvision.io import ImageReadMode, decode_image  # seldom needed, and slow to import
-    import torch
-    pixels = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DeprecationWarning)
+        pixels = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
     return pixels[:3 if len(pixels) >= 3 else 1].permute(1, 2, 0).numpy()  # (H, W, 3 or 1), without alpha
 
 

@@ -4,7 +4,7 @@ Every sample's random choices come from a generator keyed by (seed, epoch, index
 of workers and processes, and after an interruption. The batch sampler hands (epoch, index) to the workers, because
 what is set in the parent never reaches workers that persist.
 """
-import contextlib
+import gc
 import os
 import random
 import signal
@@ -100,8 +100,12 @@ class _Loader(DataLoader):
     def __iter__(self):
         for batch in super().__iter__():
             if isinstance(batch, UserError):  # raised here, in one line; raised in a worker it gains a traceback
-                raise batch
+                break
             yield batch
+        else:
+            return
+        self._iterator = None  # ends the workers now, in order, and not whenever the error is forgotten
+        raise batch
 
 
 class _Samples(Dataset):
@@ -164,7 +168,8 @@ def _collate(items):
 
 
 def _start_worker(worker):
-    """A signal to end is for the training process, which finishes its step and then ends the workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(ValueError):  # not in a process's main thread
-            signal.signal(number, signal.SIG_IGN)
+    """A signal to end, which clusters and terminals send to all processes, is the training process's business: it
+    finishes its step and ends the workers. They wait for that, a minute at most."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
+    gc.freeze()  # what the parent had: collecting it here would copy its memory and end other loaders' workers

@@ -9,6 +9,7 @@ returns the small form that travels to the device, a dict of tensors:
     coord  float32 (Q, 2)     centres of the queries; absent when they are all H * W pixels in `make_coord` order
 `wrapper[i]` is the published form: the same as floats in [0, 1], with coord (Q, 2) and cell (Q, 2) written out.
 """
+import functools
 import math
 import random
 
@@ -57,15 +58,19 @@ class Wrapper(Dataset):
     def _item(self, lr, hr, flips, rng):
         """The one place where an input (h, w, 3) and its ground truth (H, W, 3), uint8, become a sample.
         flips: (left-right, up-down, transpose), the same for both; `sample_q` of the pixels, each at most once."""
-        lr, hr = flip(lr, flips), flip(hr, flips)
-        h, w = hr.shape[:2]
-        item = {'inp': _copy(lr.transpose(2, 0, 1)), 'size': torch.tensor([h, w]),
-                'cell': torch.tensor([[2 / h, 2 / w]], dtype=torch.float32)}
+        h, w = hr.shape[1::-1] if flips[2] else hr.shape[:2]
+        item = {'inp': _copy(flip(lr, flips).transpose(2, 0, 1)), 'size': torch.from_numpy(np.array([h, w])),
+                'cell': torch.from_numpy(np.array([[2 / h, 2 / w]], dtype=np.float32))}
         if self.sample_q is None:
-            return {**item, 'gt': _copy(hr).view(-1, 3)}
-        y, x = np.divmod(rng.choice(h * w, self.sample_q, replace=False, shuffle=False), w)  # (Q,), (Q,)
-        coord = np.stack([axis_coord(h).numpy()[y], axis_coord(w).numpy()[x]], axis=1)  # (Q, 2)
-        return {**item, 'coord': torch.from_numpy(coord), 'gt': torch.from_numpy(hr[y, x])}
+            return {**item, 'gt': _copy(flip(hr, flips)).view(-1, 3)}
+        # Pixels are drawn before flipping: then only their coordinates are flipped, not the image.
+        height, width = hr.shape[:2]
+        drawn = rng.choice(height * width, self.sample_q, replace=False, shuffle=False)  # (Q,)
+        y, x = np.divmod(drawn, width)
+        axis_y, axis_x = _axis(height)[::-1 if flips[1] else 1], _axis(width)[::-1 if flips[0] else 1]
+        axes = [axis_x[x], axis_y[y]] if flips[2] else [axis_y[y], axis_x[x]]
+        gt = np.ascontiguousarray(hr).reshape(-1, 3).take(drawn, axis=0)  # (Q, 3)
+        return {**item, 'coord': torch.from_numpy(np.stack(axes, axis=1)), 'gt': torch.from_numpy(gt)}
 
 
 @register('sr-implicit-downsampled')
@@ -106,7 +111,7 @@ class SRImplicitDownsampled(Wrapper):
             hr = image[:height, :width]
         else:
             h = w = self.inp_size
-            hr = random_crop(image, round(self.inp_size * s), rng)
+            hr = np.ascontiguousarray(random_crop(image, round(self.inp_size * s), rng))
         flips = rng.random(3) < 0.5 if self.augment else (False,) * 3
         return self._item(resize(hr, h, w), hr, flips, rng)
 
@@ -235,6 +240,11 @@ def flip(image, flips):
     image = image[:, ::-1] if left_right else image
     image = image[::-1] if up_down else image
     return image.transpose(1, 0, 2) if transpose else image
+
+
+@functools.lru_cache(maxsize=1024)
+def _axis(n):
+    return axis_coord(n).numpy()
 
 
 def _copy(view):
