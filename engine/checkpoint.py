@@ -1,0 +1,233 @@
+"""Checkpoint files: written whole or not at all, and looked over before anything in them is believed.
+
+A checkpoint is a dict that `torch.load(..., weights_only=True)` reads:
+    model      {name, args, sd}, as `models.make(spec, load_sd=True)` takes it
+    optimizer  {name, args, sd}
+    epoch      how many epochs are complete
+and beside them, absent in files of the published code,
+    data_norm  {inp, gt: {sub, div}}, what the model expects; absent: 0.5 and 0.5
+    ema        {parameter name: averaged weight}
+    config     the config of the run
+    train      where in the run this is (engine/state.py)
+"""
+import contextlib
+import io
+import os
+import re
+import zipfile
+
+import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+import models
+from utils import UserError, atomic_write
+
+HALF = {'sub': [0.5], 'div': [0.5]}
+PUBLISHED_NORM = {'inp': HALF, 'gt': HALF}
+LEGACY_MAGIC = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # how torch.save began files before torch 1.6
+LAST, PREVIOUS = 'epoch-last.pth', 'epoch-last.prev.pth'
+
+
+# Writing.
+
+def to_bytes(checkpoint):
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)  # in memory: on a full disk torch.save itself fails badly and leaves half a file
+    return buffer.getbuffer()
+
+
+def save_checkpoint(path, checkpoint, previous=None):
+    """Write a checkpoint (a dict, or its bytes), leaving the good file at `path` until the new one is safely on disk.
+
+    previous: where the old file is kept then. Raises UserError when the disk does not take it.
+    """
+    data = to_bytes(checkpoint) if isinstance(checkpoint, dict) else checkpoint
+    try:
+        with atomic_write(path) as f:
+            f.write(data)
+            if previous is not None and os.path.exists(path):
+                f.flush()
+                os.fsync(f.fileno())
+                os.replace(path, previous)
+    except OSError as error:
+        kept = f', the one before it is intact: {path}' if os.path.exists(path) else ''
+        raise UserError(f'checkpoint {path} cannot be written ({error.strerror or error}){kept}; free some space') \
+            from error
+
+
+# Reading.
+
+def load_checkpoint(path):
+    """The checkpoint in a file of ours or of the published code, on the CPU. Raises UserError for a file that is
+    missing, damaged, cut short, something else, or that would execute code."""
+    return parse_checkpoint(read_file(path), path)
+
+
+def load_model(path, device, ema=False):
+    """The model of a checkpoint, ready to evaluate on `device`, and the normalization it expects:
+    (model, {inp, gt: {sub, div}}). ema: with the averaged weights. Raises UserError as `load_checkpoint`."""
+    checkpoint = load_checkpoint(path)
+    spec = checkpoint['model']
+    if ema:
+        if not checkpoint.get('ema'):
+            raise UserError(f'checkpoint {path} holds no averaged weights (a config sets them by ema: 0.999): '
+                            f'leave --ema out')
+        spec = {**spec, 'sd': checkpoint['ema']}
+    model = build_model(spec, path).to(device, memory_format=torch.channels_last).eval()
+    return model, checkpoint.get('data_norm') or PUBLISHED_NORM
+
+
+def read_file(path):
+    """The bytes of a checkpoint file."""
+    if os.path.isdir(path):
+        raise UserError(f'{path} is a folder: name the checkpoint in it, such as {os.path.join(path, LAST)}')
+    try:
+        with open(path, 'rb') as f:
+            return f.read()
+    except FileNotFoundError:
+        raise UserError(f'checkpoint {path} does not exist: correct the path') from None
+    except (OSError, ValueError) as error:
+        raise UserError(f'checkpoint {path} cannot be read ({getattr(error, "strerror", None) or error})') from None
+
+
+def parse_checkpoint(data, path):
+    """The checkpoint in `data`, bytes of the file `path`, its structure checked."""
+    check_archive(data, path)
+    try:
+        checkpoint = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
+    except Exception as error:  # a damaged or hostile file makes the reader fail in every way there is
+        text = str(error)
+        unsafe = re.search(r'GLOBAL ([\w.]+)|(?:Unsupported (?:class|operand)|instantiate) ([\w.]+)', text)
+        if unsafe:
+            raise UserError(f'checkpoint {path} holds more than tensors and plain values ('
+                            f'{unsafe.group(1) or unsafe.group(2)}), which could execute code, so it is not loaded; get '
+                            f'it from its authors as plain weights') from error
+        raise UserError(f'checkpoint {path} cannot be read, it is damaged or no checkpoint '
+                        f'({type(error).__name__}): use another copy') from error
+    check_structure(checkpoint, len(data), path)
+    return checkpoint
+
+
+def check_archive(data, path):
+    """Verify the checksums, which torch.load does not."""
+    if not data.startswith(b'PK'):
+        if data.startswith(LEGACY_MAGIC):
+            return  # an old format without checksums
+        raise UserError(f'{path} is not a checkpoint: wanted a file written by train_liif.py, or by the published code')
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                raise UserError(f'{path} is a compressed archive, not a checkpoint: unpack it first')
+            bad = archive.testzip()
+    except UserError:
+        raise
+    except Exception as error:  # see above
+        raise UserError(f'checkpoint {path} is cut short or damaged ({type(error).__name__}): use another copy') \
+            from error
+    if bad is not None:
+        raise UserError(f'checkpoint {path} is damaged (the checksum of {bad!r} is wrong): use another copy')
+
+
+def check_structure(checkpoint, size, path):
+    wanted = 'wanted a dict with model: {name, args, sd}'
+    if not isinstance(checkpoint, dict):
+        raise UserError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint: {wanted}')
+    model = checkpoint.get('model')
+    if not isinstance(model, dict):
+        what = 'bare weights without the model they belong to' if checkpoint and all(map(torch.is_tensor,
+               checkpoint.values())) else f'a dict with {", ".join(map(str, list(checkpoint)[:5])) or "nothing"}'
+        raise UserError(f'{path} is another kind of checkpoint, {what}: {wanted}')
+    sd = model.get('sd')
+    if not isinstance(model.get('name'), str) or not isinstance(model.get('args') or {}, dict) \
+            or not isinstance(sd, dict):
+        raise UserError(f'{path} is another kind of checkpoint, its model is a dict with '
+                        f'{", ".join(map(str, list(model)[:5]))}: {wanted}')
+    for name, weights in (('model', sd), ('ema', checkpoint.get('ema') or {})):
+        check_weights(weights, size, f'{path}: {name}')
+    check_norm(checkpoint.get('data_norm'), path)
+    for key, kind in (('epoch', int), ('optimizer', dict), ('config', dict), ('train', dict)):
+        if not isinstance(checkpoint.get(key, kind()), kind):
+            raise UserError(f'{path} is another kind of checkpoint: its {key} is a '
+                            f'{type(checkpoint[key]).__name__}, wanted {kind.__name__}')
+
+
+def check_weights(weights, size, where):
+    """Refuse what is no plain tensor, or claims to be larger than the file of `size` bytes."""
+    if not isinstance(weights, dict):
+        raise UserError(f'{where} holds a {type(weights).__name__}, wanted a dict of tensors')
+    for key, value in weights.items():
+        if not isinstance(key, str) or not torch.is_tensor(value) or value.layout is not torch.strided \
+                or value.device.type != 'cpu' or value.is_quantized:
+            raise UserError(f'{where}: {key!r} is not a plain tensor, so this is another kind of checkpoint')
+    if sum(value.numel() * value.element_size() for value in weights.values()) > 4 * size:  # shared ones count twice
+        raise UserError(f'{where}: its tensors claim to be larger than the whole file of {size} bytes; do not use it')
+
+
+def check_norm(norm, path):
+    def fits(part):
+        return isinstance(part, dict) and all(
+            isinstance(part.get(key), list) and len(part[key]) in (1, 3)
+            and all(isinstance(v, (int, float)) for v in part[key]) for key in HALF) and 0 not in part['div']
+    if norm is not None and not (isinstance(norm, dict) and fits(norm.get('inp')) and fits(norm.get('gt'))):
+        raise UserError(f'checkpoint {path}: its data_norm is not {{inp, gt: {{sub: [...], div: [...]}}}}; do not use it')
+
+
+# From a spec to a model.
+
+def build_model(spec, path):
+    """The model of a checkpoint's spec = {name, args, sd}, on the CPU. A spec that asks for a larger model than the
+    file holds is refused before its memory is touched."""
+    try:
+        with at_most(sum(value.numel() for value in spec['sd'].values())):
+            return models.make(spec, load_sd=True)
+    except UserError as error:
+        raise UserError(f'checkpoint {path}: {error}') from None
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError, MemoryError) as error:
+        raise UserError(f'checkpoint {path}: its model {spec["name"]!r} cannot be built from its arguments '
+                        f'({type(error).__name__}: {str(error)[:100]})'.replace('\n', ' ')) from error
+
+
+@contextlib.contextmanager
+def at_most(count):
+    """Within `with`, a model can be built of about `count` numbers, not of many times that: a parameter is refused as
+    it is registered, before its memory is filled."""
+    left = 4 * count + 10 ** 6
+
+    def take(module, name, parameter):
+        nonlocal left
+        left -= 0 if parameter is None else parameter.numel()
+        if left < 0:
+            raise UserError('the model it describes is larger than the weights it holds; do not use it')
+
+    handle = register_module_parameter_registration_hook(take)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# Which to resume from.
+
+def find_resume(folder, say=print):
+    """The newest usable checkpoint of a run folder: (path, bytes), or None when it holds none at all.
+
+    A damaged one is named through `say` and the one before it is taken; UserError when all are damaged.
+    """
+    numbered = [(int(match.group(1)), match.group()) for match in
+                (re.fullmatch(r'epoch-(\d+)\.pth', name) for name in os.listdir(folder)) if match]
+    names = [LAST, PREVIOUS, *(name for _, name in sorted(numbered, reverse=True)), 'epoch-best.pth']
+    problems = []
+    for name in names:
+        path = os.path.join(folder, name)
+        if not os.path.exists(path):
+            continue
+        try:
+            data = read_file(path)
+            parse_checkpoint(data, path)
+            return path, data
+        except UserError as error:
+            problems.append(str(error))
+            say(f'passing over a checkpoint: {error}')
+    if problems:
+        raise UserError(f'no checkpoint in {folder} is usable ({problems[0]}); start again with --overwrite')
+    return None

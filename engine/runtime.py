@@ -1,0 +1,142 @@
+"""What every program needs around its work: a device, errors in one line, an orderly end on a signal."""
+import errno
+import os
+import signal
+import sys
+
+import torch
+
+from datasets.images import cores
+from engine import distributed
+from utils import UserError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def run_program(main):
+    """Call main() and exit: 0, 2 with `error: <one line>` for a mistake of the user, 1 with a traceback for ours."""
+    try:
+        main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except BaseException as error:
+        message = explain(error)
+        if message is None and not distributed.joined():
+            raise
+        if message is None:
+            sys.excepthook(*sys.exc_info())  # the way out below would leave it unprinted
+        elif distributed.joined() and distributed.world() > 1:
+            print(f'error in process {distributed.rank()} of {distributed.world()}: {message}', file=sys.stderr)
+        elif int(os.environ.get('LOCAL_RANK', 0)) == 0:  # the others find the same before they join
+            print(f'error: {message}', file=sys.stderr)
+        code = 1 if message is None else 2
+    if distributed.joined():
+        distributed.leave(code)
+    sys.exit(code)
+
+
+def explain(error):
+    """One line about an error that the user can mend; None for a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return f'{error.filename or "a file"} cannot be written ({os.strerror(error.errno)}): free some space, and ' \
+               f'start again'
+    if isinstance(error, torch.OutOfMemoryError):
+        return f'the GPU has not enough memory ({distributed.first_line(error)}): lower batch_size, sample_q or ' \
+               f'eval_bsize, or take a larger one'
+    if distributed.lost_peer(error):
+        return f'another process of this run went away, its own message says why ({distributed.first_line(error)})'
+    return None
+
+
+def select_device(gpu=None):
+    """The device to compute on, as a torch.device.
+
+    gpu: what --gpu says: a number among the GPUs that CUDA_VISIBLE_DEVICES leaves (that variable is never touched),
+    'cpu', or, for several processes, one such per process, 'a,b'. None: this process's own GPU, and where there is no
+    CUDA what there is, saying so.
+    """
+    local, count = int(os.environ.get('LOCAL_RANK', 0)), int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    if gpu is not None:
+        names = parse_gpus(gpu)
+        if len(names) > 1 and len(names) != count:
+            raise UserError(f'--gpu {gpu}: names {len(names)} devices for {count} process{"es"[:2 * (count > 1)]}: '
+                            f'name one' + (f' or {count}' if count > 1 else ''))
+        if len(names) == 1 and count > 1 and names != ['cpu']:
+            raise UserError(f'--gpu {gpu}: {count} processes would share it; leave --gpu out, and each takes its own')
+        return named_device(names[local] if len(names) > 1 else names[0])
+    if torch.cuda.is_available():
+        return named_device(str(local))
+    device = torch.device('mps' if torch.backends.mps.is_available() and count == 1 else 'cpu')
+    if local == 0:
+        kind = "Apple's GPU (MPS)" if device.type == 'mps' else f'the CPU ({torch.get_num_threads()} threads)'
+        print(f'no CUDA GPU found, computing on {kind}', file=sys.stderr)
+    return device
+
+
+def parse_gpus(gpu):
+    """'0,1' -> ['0', '1']. Raises UserError for what is no list of GPU numbers, or of cpu."""
+    names = [name.strip() for name in gpu.split(',')]
+    wrong = [name for name in names if name != 'cpu' and not (name.isascii() and name.isdigit())]
+    if wrong or len({*names}) != len(names) and names != ['cpu'] * len(names) or 'cpu' in names and {*names} != {'cpu'}:
+        raise UserError(f'--gpu {gpu!r}: wanted the number of a GPU such as 0, several different ones such as 0,1 (to '
+                        f'train on all of them), or cpu')
+    return names
+
+
+def named_device(name):
+    if name == 'cpu':
+        return torch.device('cpu')
+    number, count = int(name), torch.cuda.device_count()
+    if count == 0 and number == 0 and torch.backends.mps.is_available():
+        return torch.device('mps')
+    if number >= count:
+        visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+        found = f'GPUs 0 to {count - 1} are there' if count > 1 else 'only GPU 0 is there' if count else \
+            'there is no CUDA GPU'
+        raise UserError(f'GPU {number} is not there: {found}' + (f' (CUDA_VISIBLE_DEVICES={visible})' if visible else '')
+                        + ('; choose one of these' if count else '; use --gpu cpu'))
+    return torch.device('cuda', number)
+
+
+def describe_device(device):
+    if device.type == 'cuda':
+        return f'{device} ({torch.cuda.get_device_name(device)})'
+    return f'cpu ({torch.get_num_threads()} threads of {cores()} cores)' if device.type == 'cpu' else str(device)
+
+
+class StopSignals:
+    """Within `with`: SIGTERM and SIGINT do not end the process but are remembered, for it to finish its step.
+
+    A second SIGINT (an impatient key press) ends it at once. A process started by `distributed.launch` also stops when
+    its launcher is gone.
+    """
+
+    def __init__(self):
+        self.number = None
+        self.launcher = int(os.environ.get('LIIF_LAUNCHER', 0))
+
+    def __enter__(self):
+        self.before = {number: signal.signal(number, self._remember) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number, frame):
+        if number == signal.SIGINT and self.number is not None:
+            raise KeyboardInterrupt
+        self.number = number
+
+    def asked(self):
+        """Whether it is time to stop."""
+        if self.number is None and self.launcher and os.getppid() != self.launcher:
+            self.number = signal.SIGTERM
+        return self.number is not None

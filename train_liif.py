@@ -1,0 +1,105 @@
+"""Train LIIF, or any model of its family, from a config:
+
+    python train_liif.py --config configs/train-div2k/train_edsr-baseline-liif.yaml
+    python train_liif.py --config C --resume                # go on after an interruption, whatever it was
+    python train_liif.py --config C --gpu 0,1               # two GPUs; batch_size stays the global batch
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 train_liif.py --config C
+
+Everything goes to save/_<config name>[_tag], or save/<name>[_tag]: log.txt, config.yaml, tensorboard/, epoch-last.pth
+(and epoch-last.prev.pth, the one before it), epoch-best.pth by validation PSNR, epoch-N.pth.
+
+The config (docs/configs.md explains every name and argument; a spec is {name: ..., args: {...}}):
+
+    train_dataset:        what to train on
+      dataset: spec         image-folder, paired-image-folders
+      wrapper: spec         sr-implicit-downsampled, sr-implicit-paired, sr-implicit-uniform-varied
+      batch_size: 16        samples a step, over all GPUs
+    val_dataset:          the same three; left out: no validation
+    data_norm:            {inp: {sub: [0.5], div: [0.5]}, gt: {sub: [0.5], div: [0.5]}}; left out: none
+    model: spec           liif, metasr
+    optimizer: spec       adam, sgd
+    epoch_max: 1000
+    multi_step_lr:        {milestones: [200, 400, 600, 800], gamma: 0.5}, in epochs; or instead of it
+    lr_scheduler: spec    multi-step, cosine, with warmup_epochs
+    epoch_val: 1          validate every so many epochs
+    epoch_save: 100       keep epoch-N.pth every so many epochs
+    save_minutes: 10      save within an epoch, too
+    eval_type: null       or div2k-N, benchmark-N; eval_bsize: queries decoded at once
+    resume: null          a checkpoint to go on from, of the published code too; model and optimizer may be left out
+    seed: 0               every random choice follows from it
+    precision: float32    or bf16, fp16 (CUDA)
+    grad_clip: null       largest norm of the gradient
+    ema: null             decay of averaged weights, saved beside (test.py --ema)
+    on_bad_image: stop    or skip
+"""
+import argparse
+import sys
+
+from engine import distributed
+from engine.checkpoint import load_checkpoint, parse_checkpoint, read_file
+from engine.config import load_config
+from engine.run_folder import RunFolder, folder_name
+from engine.runtime import parse_gpus, run_program, select_device
+from engine.state import agree
+from engine.train import train
+from utils import UserError
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--config', required=True, help='a training config, such as configs/train-your-images.yaml')
+    parser.add_argument('--name', help='of the run folder below save/; _<config name> when absent')
+    parser.add_argument('--tag', help='appended to that name')
+    parser.add_argument('--gpu', help="a GPU's number, several such as 0,1, or cpu; the first one there when absent")
+    parser.add_argument('--resume', action='store_true', help="go on from the run folder's newest usable checkpoint")
+    parser.add_argument('--overwrite', action='store_true', help='delete what an earlier run left in the run folder')
+    parser.add_argument('--init', metavar='MODEL', help='start from the weights of this checkpoint (fine-tuning)')
+    parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='override a key of the config')
+    parser.add_argument('--allow-change', action='append', default=[], metavar='KEY',
+                        help='a key that may differ from the run that is resumed, such as epoch_max')
+    parser.add_argument('--workers', type=int, help='processes that read images; as many as pay when absent')
+    args = parser.parse_args(argv)
+
+    config = load_config(args.config, args.set, kind='train')
+    if args.workers is not None and args.workers < 0:
+        raise UserError(f'--workers {args.workers}: wanted 0 or more')
+    devices = parse_gpus(args.gpu) if args.gpu is not None else [None]
+    if len(devices) > 1 and distributed.world() == 1:
+        sys.exit(distributed.launch(len(devices)))
+    device = select_device(args.gpu)
+    folder = RunFolder(folder_name(args.config, args.name, args.tag), args.resume, args.overwrite)
+    path, data = checkpoint_to_resume(config, folder, args)
+    if data is not None:
+        agree(config, parse_checkpoint(data, path), path, args.allow_change)  # complains before others wait for it
+    init = load_checkpoint(args.init) if args.init else None
+    distributed.join(device)
+
+    data, checkpoint = distributed.from_first(data, device), None
+    if data is not None:
+        checkpoint = parse_checkpoint(data, path)
+        config = agree(config, checkpoint, path, args.allow_change)
+    number = train(config, folder, device, checkpoint, init, args.workers)
+    if number is not None:
+        sys.exit(128 + number)
+
+
+def checkpoint_to_resume(config, folder, args):
+    """(path, bytes) of the checkpoint to go on from, in process 0; (None, None) to begin."""
+    if not folder.active:
+        return 'of process 0', None
+    if args.resume:
+        found = folder.newest()
+        if found is not None:
+            folder.log(f'resuming from {found[0]}')
+            return found
+        folder.log(f'nothing to resume in {folder.path}: beginning')
+    if config['resume'] is None:
+        return None, None
+    if args.init:
+        raise UserError('--init and the key resume of the config exclude each other: weights only, or all of it')
+    folder.log(f'resuming from {config["resume"]}')
+    return config['resume'], read_file(config['resume'])
+
+
+if __name__ == '__main__':
+    run_program(main)
