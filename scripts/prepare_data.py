@@ -11,7 +11,6 @@ with sub-folders HR, original, GTmod12 and LRbicx2, or image_SRF_2. What is ther
 run continues. Low-resolution images that are missing are made by MATLAB's kernel (scripts/make_lr.py).
 """
 import argparse
-import collections
 import hashlib
 import io
 import json
@@ -37,7 +36,7 @@ IMAGE = r'\.(?:' + '|'.join(suffix[1:] for suffix in FORMATS) + ')$'
 
 DIV2K_URLS = ('http://data.vision.ee.ethz.ch/cvl/DIV2K/{}',
               'https://huggingface.co/datasets/eugenesiow/Div2k/resolve/main/data/{}')
-DIV2K = {  # archive: its MD5, the folder it fills
+DIV2K = {  # archive: its MD5 (as several public loaders list it), the folder it fills
     'DIV2K_train_HR.zip': ('bdc2d9338d4e574fe81bf7d158758658', 'DIV2K_train_HR'),
     'DIV2K_valid_HR.zip': ('9fcdda83005c5e5997799b69f955ff88', 'DIV2K_valid_HR'),
     'DIV2K_valid_LR_bicubic_X2.zip': ('1512c9a3f7bde2a1a21a73044e46b9cb', 'DIV2K_valid_LR_bicubic/X2'),
@@ -192,6 +191,8 @@ def celeba_hq(args):
         for problem in in_processes(resize_square, jobs(), cores() if args.workers is None else args.workers):
             problems += [problem] if problem else []
             bar.update()
+    if not stems:
+        raise UserError(f'{", ".join(args.sources)}: no images are in there')
     write_split(folder, args.split, sources)
     report(folder, {str(size): 30000 for size in CELEBA_SIZES}, problems)
 
@@ -217,7 +218,7 @@ def write_split(folder, given, sources):
     """split.json: the one given, one found beside the images, or {train: 5 of 6 images, val: the others} (the paper's
     25000 and 5000, the first hundred of which choose the model). Chance decides, by name."""
     path = os.path.join(folder, 'split.json')
-    names = sorted(os.listdir(os.path.join(folder, str(CELEBA_SIZES[0]))))
+    names = sorted(name for name in os.listdir(os.path.join(folder, str(CELEBA_SIZES[0]))) if not name.startswith('.'))
     if given is None:
         found = [read() for source in sources
                  for _, _, read in read_members(source, lambda name: name.endswith('/split.json'))]
@@ -272,7 +273,7 @@ def find_sources(paths):
 
 def place(sources, folder, rule, args):
     """Copy what `rule` gives a place in `folder` out of the sources. Downloaded archives are removed afterwards."""
-    placed = collections.Counter()
+    placed = 0
     with tqdm(desc=f'-> {folder}', unit='file', disable=None) as bar:
         for source in sources:
             for name, size, read in read_members(source, rule):
@@ -284,7 +285,7 @@ def place(sources, folder, rule, args):
                         f.write(data)
                 elif os.path.getsize(path) != size:
                     raise UserError(f'{path} is there and is not {name} of {source}: remove it to have it replaced')
-                placed[source] += 1
+                placed += 1
                 bar.update()
     if args.sources and not placed:
         raise UserError(f'{", ".join(args.sources)}: none of the layouts known for {args.name} is in there; they are '

@@ -422,6 +422,8 @@ def test_celeba_hq_bad_faces(tmp_path, capsys):
     with pytest.raises(UserError, match='would get one name'):
         source = write_folder(tmp_path / 'x', {'a/1.png': png(256, 256), 'b/1.png': b''})
         prepare(tmp_path / 'b', 'celebAHQ', '--from', source)
+    with pytest.raises(UserError, match='no images are in there'):
+        prepare(tmp_path / 'c', 'celebAHQ', '--from', write_folder(tmp_path / 'y', {'notes.txt': b''}))
     with pytest.raises(UserError, match='pass their folder or archive with --from'):
         prepare(tmp_path, 'celebAHQ')
 
