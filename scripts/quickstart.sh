@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 echo '== 1. Python environment (.venv)'
-source scripts/setup.sh requirements.txt requirements-dev.txt
+source scripts/setup.sh requirements.txt requirements-photos.txt
 
 echo '== 2. Photographs (load/sample)'
 "$PYTHON" scripts/sample_photos.py
