@@ -1,0 +1,131 @@
+"""What is measured: the fast path beside the textbook formula, with the same model and the same inputs."""
+import contextlib
+import os
+import sys
+import time
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+
+import models  # noqa: E402
+from engine.device import autocast  # noqa: E402
+from tests import textbook  # noqa: E402
+from tests.common import fill_model, small_spec  # noqa: E402
+from utils import make_coord  # noqa: E402
+
+EDSR_BASELINE_LIIF = {'name': 'liif', 'args': {
+    'encoder_spec': {'name': 'edsr-baseline', 'args': {'no_upsampling': True}},
+    'imnet_spec': {'name': 'mlp', 'args': {'out_dim': 3, 'hidden_list': [256, 256, 256, 256]}}}}
+DECODE = [(256, 256, 2), (96, 96, 4), (170, 128, 8), (64, 64, 12), (48, 48, 30)]  # (h, w, scale)
+FRAME = (540, 960, 4)  # to 3840x2160, on a GPU
+BATCH, SIDE, QUERIES = 16, 48, 2304  # the paper's training step
+TEXTBOOK_CHUNK = 30000
+PRODUCT_FLOPS = {'cpu': 5e10, 'cuda': 1e13}  # a fraction of a second's work
+QUICK = {'decode': [(12, 10, 2), (9, 11, 4)], 'step': (2, 8, 50)}
+
+
+def make_model(device, quick=False):
+    """EDSR-baseline-LIIF (a tiny LIIF when quick) with weights by rule."""
+    return fill_model(models.make(small_spec() if quick else EDSR_BASELINE_LIIF)).to(device)
+
+
+def fast_stages(model, inp, size, rows=None):
+    """Encoding, then decoding of the first `rows` output rows (all: None), each a function of what came before."""
+    y, x = (make_coord((n,), device=inp.device).view(-1) for n in size)
+    cell = torch.tensor([2 / n for n in size], device=inp.device)
+    inp = inp.contiguous(memory_format=torch.channels_last)
+    return [lambda _: model.encode(inp), lambda codes: model.decode_grid(codes, y[:rows], x, cell)]
+
+
+def textbook_stages(model, inp, size, rows=None):
+    """The same by the textbook formula, unfolding anew for every 30000 queries."""
+    rows = rows or size[0]
+    coord = make_coord(size, device=inp.device)[None, :rows * size[1]]
+    cell = torch.tensor([2 / n for n in size], device=inp.device).expand_as(coord)
+
+    def decode(feat):
+        return torch.cat([textbook.query(model, feat, x, c) for x, c in
+                          zip(coord.split(TEXTBOOK_CHUNK, 1), cell.split(TEXTBOOK_CHUNK, 1))], dim=1)
+    return [lambda _: model.encoder(inp), decode]
+
+
+def training_step(model, optimizer, batch, precision, fast):
+    """One whole step: forward, L1, backward, Adam."""
+    inp, coord, cell, gt = batch
+    with autocast(inp.device, precision):
+        pred = model(inp, coord, cell) if fast else textbook.query(model, model.encoder(inp), coord, cell)
+        loss = F.l1_loss(pred.float(), gt)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def step_stages(device, precision, fast, quick=False):
+    """A training step on one batch like those of the paper, with a model and an Adam of its own."""
+    model = make_model(device, quick).train()
+    b, side, q = QUICK['step'] if quick else (BATCH, SIDE, QUERIES)
+    random = torch.Generator().manual_seed(0)
+    inp, coord, gt = (torch.rand(*shape, generator=random).to(device) * 2 - 1
+                      for shape in ((b, 3, side, side), (b, q, 2), (b, q, 3)))
+    cell = 2 / (side * (1 + 3 * torch.rand(b, 1, 1, generator=random))).to(device).expand(b, q, 2)
+    if fast:
+        model, inp = model.to(memory_format=torch.channels_last), inp.contiguous(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    return [lambda _: training_step(model, optimizer, (inp, coord, cell, gt), precision, fast)]
+
+
+def product_stages(width, rows, layers, device, dtype=torch.float32):
+    """A plain product with ReLU, `layers` times over (rows, width): what the decoder's hidden layers come down to."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.rand(rows, width, generator=random).to(device, dtype)
+    weights = [(torch.rand(width, width, generator=random) - 0.5).to(device, dtype) / width ** 0.5] * layers
+    bias = torch.zeros(width, device=device, dtype=dtype)
+    repeat = max(1, round(PRODUCT_FLOPS[device.type] / (2 * rows * width * width * layers)))
+
+    def run(_):
+        for _ in range(repeat):
+            out = x
+            for weight in weights:
+                out = F.linear(out, weight, bias).relu_()  # (rows, width)
+        return out
+    run.flops = 2 * rows * width * width * layers * repeat
+    return [run]
+
+
+def decoder_flops(model, queries):
+    """Floating-point operations of the fast decoder for so many queries; the table of the first layer excluded."""
+    first, *others = [layer.weight.shape for layer in model.imnet.layers if hasattr(layer, 'weight')]
+    corner = first[0] * 4 + sum(n * m for n, m in others)
+    return 2 * 4 * corner * queries
+
+
+def interleave(entries, rounds, device):
+    """Run the entries in turn, `rounds` times: drifts of the machine then meet all of them alike.
+
+    entries: {name: (stages, precision, gradients or not)}. Returns {name: [[seconds of each stage], ...]}.
+    """
+    times = {name: [] for name in entries}
+    for _ in range(rounds):
+        for name, (stages, precision, gradients) in entries.items():
+            with contextlib.nullcontext() if gradients else torch.no_grad():
+                with contextlib.nullcontext() if gradients else autocast(device, precision):
+                    times[name].append(_time(stages, device))
+    return times
+
+
+def _time(stages, device):
+    value, seconds = None, []
+    for stage in stages:
+        synchronize(device)
+        start = time.perf_counter()
+        value = stage(value)
+        synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def synchronize(device):
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)

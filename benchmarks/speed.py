@@ -1,0 +1,136 @@
+"""Seconds of decoding and of training, fast path against textbook formula, and what they are made of."""
+import statistics
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import cases, memory
+from engine.device import DTYPES, keep_freed_memory
+
+ROUNDS = {'cpu': 3, 'cuda': 11}
+TEXTBOOK_QUERIES = 90000  # timed on a CPU, the rest being alike, so that a run takes minutes
+PRECISIONS = 'float32', 'bf16'
+
+
+def measure_decode(device, quick):
+    """Per case and precision: seconds of encoding and decoding by both, ratios, and the decoder's share of the rate at
+    which this machine does nothing but 256-wide products with ReLU; on a GPU the share of its matrix units' peak."""
+    model = cases.make_model(device, quick)
+    fast_model = cases.make_model(device, quick).to(memory_format=torch.channels_last)
+    rounds = 1 if quick else ROUNDS[device.type]
+    peak = measure_peak(device, quick)
+    chosen = cases.QUICK['decode'] if quick else cases.DECODE + [cases.FRAME] * (device.type == 'cuda')
+    result = {'peak_gflops': peak, 'cases': [decode_case(fast_model, model, c, rounds, device, peak) for c in chosen]}
+    h, w, scale = chosen[-1] if device.type == 'cuda' else chosen[1]
+    inp = torch.rand(1, 3, h, w).to(device) * 2 - 1
+    result['profile'] = {'input': [h, w], 'scale': scale, **{
+        name: top_operators(cases.fast_stages(fast_model, inp, (h * scale, w * scale)), name, False, device)
+        for name in PRECISIONS}}
+    return result
+
+
+def decode_case(fast_model, model, case, rounds, device, peak):
+    h, w, scale = case
+    size = h * scale, w * scale
+    inp = torch.rand(1, 3, h, w, generator=torch.Generator().manual_seed(0)).to(device) * 2 - 1
+    rows = size[0] if device.type == 'cuda' else min(size[0], -(-TEXTBOOK_QUERIES // size[1]))
+    width = model.imnet.layers[-1].in_features
+    chunk = fast_model._chunk(fast_model.encode(inp)) * 4
+
+    def entries(textbook_rows, fast_rows=None):
+        out = {}
+        for name in PRECISIONS:
+            out[f'textbook {name}'] = cases.textbook_stages(model, inp, size, textbook_rows), name, False
+            out[f'fast {name}'] = cases.fast_stages(fast_model, inp, size, fast_rows), name, False
+            out[f'product {name}'] = cases.product_stages(width, chunk, 3, device, DTYPES[name]), 'float32', False
+        return out
+
+    few = -(-cases.TEXTBOOK_CHUNK // size[1])
+    cases.interleave(entries(few, few), 1, device)  # warm-up
+    measured = entries(rows)
+    times = cases.interleave(measured, rounds, device)
+    for name in PRECISIONS:
+        times[f'textbook {name}'] = [(e, d * size[0] / rows) for e, d in times[f'textbook {name}']]
+    result = {'input': [h, w], 'scale': scale, 'output': size, 'textbook_rows_timed': rows}
+    for name in PRECISIONS:
+        result[name] = {side: {'encode': median(t[0] for t in times[f'{side} {name}']),
+                               'decode': median(t[1] for t in times[f'{side} {name}'])}
+                        for side in ('textbook', 'fast')}
+        result[name]['ratio'] = ratio(times[f'textbook {name}'], times[f'fast {name}'])
+        result[name]['ratio_of_decoders'] = ratio(*([t[1:] for t in times[f'{s} {name}']] for s in ('textbook', 'fast')))
+        flops, product = cases.decoder_flops(model, size[0] * size[1]), times[f'product {name}']
+        product_flops = measured[f'product {name}'][0][0].flops
+        result[name]['product_gflops'] = median(product_flops / t[0] / 1e9 for t in product)
+        result[name]['decoder_gflops'] = median(flops / t[1] / 1e9 for t in times[f'fast {name}'])
+        result[name]['share_of_product'] = median(
+            flops / t[1] / (product_flops / p[0]) for t, p in zip(times[f'fast {name}'], product))
+        if peak:
+            operations = count_flops(*measured[f'fast {name}'])
+            result[name]['share_of_peak'] = operations / median(sum(t) for t in times[f'fast {name}']) / 1e9 / peak[name]
+    result['bf16']['ratio_to_textbook_float32'] = ratio(times['textbook float32'], times['fast bf16'])
+    return result
+
+
+def measure_train(device, quick):
+    """A whole training step by both, in both precisions; its operations, and its share of the peak of a GPU."""
+    if device.type == 'cpu':
+        keep_freed_memory()
+    peak = measure_peak(device, quick)
+    sides = {f'{side} {name}': (cases.step_stages(device, name, side == 'fast', quick), name, True)
+             for name in PRECISIONS for side in ('textbook', 'fast')}
+    cases.interleave(sides, 1 if quick or device.type == 'cpu' else 5, device)  # warm-up
+    times = cases.interleave(sides, 1 if quick else ROUNDS[device.type], device)
+    result = {'setting': dict(zip(('batch', 'side', 'queries'),
+                                  cases.QUICK['step'] if quick else (cases.BATCH, cases.SIDE, cases.QUERIES)))}
+    for name in PRECISIONS:
+        result[name] = {side: {'seconds': median(sum(t) for t in times[f'{side} {name}'])}
+                        for side in ('textbook', 'fast')}
+        result[name]['ratio'] = ratio(times[f'textbook {name}'], times[f'fast {name}'])
+        result[name]['gflops'] = count_flops(*sides[f'fast {name}']) / 1e9 / result[name]['fast']['seconds']
+        if peak:
+            result[name]['share_of_peak'] = result[name]['gflops'] / peak[name]
+    result['bf16']['ratio_to_textbook_float32'] = ratio(times['textbook float32'], times['fast bf16'])
+    result['profile'] = {name: top_operators(*sides[f'fast {name}'], device) for name in PRECISIONS}
+    if device.type == 'cpu':
+        result['keep_freed_memory'] = memory.effect_of_keeping(quick)
+    return result
+
+
+def top_operators(stages, precision_name, gradients, device):
+    entry = {'it': (stages, precision_name, gradients)}
+    cases.interleave(entry, 2, device)  # warm-up
+    kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * (device.type == 'cuda')
+    with torch.profiler.profile(activities=kinds) as profile:
+        cases.interleave(entry, 1, device)
+    time_of = {event: getattr(event, f'self_{"device" if device.type == "cuda" else "cpu"}_time_total')
+               for event in profile.key_averages()}
+    total = sum(time_of.values()) or 1
+    top = sorted(time_of, key=time_of.get, reverse=True)[:10]
+    return [{'operator': e.key[:80], 'calls': e.count, 'ms': time_of[e] / 1e3, 'share': time_of[e] / total} for e in top]
+
+
+def measure_peak(device, quick):
+    """GFLOP/s of large square products, which is what a GPU's matrix units reach; None on a CPU, where the product of
+    the decoder's own size stands for it."""
+    if device.type == 'cpu':
+        return None
+    n = 64 if quick else 8192
+    entries = {name: (cases.product_stages(n, n, 1, device, DTYPES[name]), 'float32', False) for name in PRECISIONS}
+    cases.interleave(entries, 1, device)  # warm-up
+    times = cases.interleave(entries, 1 if quick else 5, device)
+    return {name: entries[name][0][0].flops / median(t[0] for t in times[name]) / 1e9 for name in entries}
+
+
+def count_flops(stages, precision, gradients):
+    counter = FlopCounterMode(display=False)
+    with counter:
+        cases.interleave({'it': (stages, precision, gradients)}, 1, torch.device('cpu'))
+    return counter.get_total_flops()
+
+
+def median(values):
+    return statistics.median(values)
+
+
+def ratio(slow, fast):
+    return median(sum(s) / sum(f) for s, f in zip(slow, fast))
