@@ -33,7 +33,10 @@ def main(argv=None):
     parser.add_argument('--root', default='load', help='where data sets live; default: load')
     args = parser.parse_args(argv)
     folder = os.path.join(args.root, 'sample')
-    written = write_sample(folder)
+    try:
+        written = write_sample(folder)
+    except OSError as error:
+        raise UserError(f'{folder} cannot be written ({error.strerror}): choose another place with --root') from None
     print(f'{folder}: {len(PHOTOS)} photographs, {written} of them written now; licences in LICENSES.txt')
 
 
