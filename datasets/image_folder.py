@@ -54,11 +54,15 @@ class ImageFolder(Dataset):
 
     def size(self, i):
         """(H, W), from the file's header or the cache. Raises BadImage."""
-        image = None if self.cached is None else self.cached[self._file(i)]
-        return image_size(self.path(i), self.max_pixels) if image is None else image.shape[:2]
+        return image_size(self.path(i), self.max_pixels) if self.cached is None else self.image(i).shape[:2]
 
     def path(self, i):
         return os.path.join(self.root, self.names[self._file(i)])
+
+    @property
+    def distinct(self):
+        """How many different images there are: the first so many items."""
+        return len(self.names)
 
     def fill_cache(self, cache):
         """Make the cache 'none', 'in_memory' or 'bin'. Raises UserError for another word, and for a cache file that
@@ -120,6 +124,10 @@ class PairedImageFolders(Dataset):
 
     def path(self, i):
         return self.lr.path(i), self.hr.path(i)
+
+    @property
+    def distinct(self):
+        return self.hr.distinct
 
 
 def to_float(image):

@@ -1,0 +1,76 @@
+"""Read every image that a config names and say what is wrong, before a run finds out.
+
+    python scripts/check_data.py CONFIG [--set KEY=VALUE ...]
+
+Reports missing and empty folders, how many images there are, files that cannot be read, pairs that do not belong
+together, images too small for the crop; each with what to do. Exits with 0 when all is well, with 2 otherwise.
+"""
+import argparse
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from tqdm import tqdm  # noqa: E402 (the path comes first)
+
+import datasets  # noqa: E402
+from datasets.check import problems  # noqa: E402
+from engine.config import load_config, read_yaml  # noqa: E402
+from engine.runtime import run_program  # noqa: E402
+from utils import UserError  # noqa: E402
+
+SECTIONS = ('train_dataset', 'val_dataset', 'test_dataset')
+ROOTS = ('root_path', 'root_path_1', 'root_path_2')
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='a training or test config')
+    parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='override a key of the config')
+    args = parser.parse_args(argv)
+    kind = 'test' if 'test_dataset' in read_yaml(args.config) else 'train'
+    config = load_config(args.config, args.set, kind=kind, check_paths=False)
+    found = sum(check_section(section, config[section]) for section in SECTIONS if config.get(section))
+    if found:
+        raise UserError(f'{found} problem{"s" * (found > 1)} found in the data of {args.config}, listed above')
+    print('everything can be used')
+
+
+def check_section(section, spec):
+    """Print what is found; the number of problems."""
+    dataset = {**spec['dataset'], 'args': {**(spec['dataset'].get('args') or {}), 'cache': 'none'}}
+    found = []
+    for key in ROOTS:
+        if key in dataset['args']:
+            found += attempt(lambda: open_folder(section, dataset['args'], key))
+    if not found:
+        found = attempt(lambda: read_all(section, dataset, spec['wrapper']))
+    for problem in found:
+        print(f'  {section}: {problem}')
+    return len(found)
+
+
+def attempt(function):
+    """The problems that function() returns, or the one that it raises."""
+    try:
+        return function()
+    except UserError as error:
+        return [str(error)]
+
+
+def open_folder(section, args, key):
+    options = {name: value for name, value in args.items() if name not in ROOTS}
+    folder = datasets.make({'name': 'image-folder', 'args': {'root_path': args[key], **options}})
+    print(f'{section}: {folder.distinct} images of {args[key]}')
+    return []
+
+
+def read_all(section, dataset, wrapper):
+    data = datasets.make(wrapper, args={'dataset': datasets.make(dataset)})
+    total = getattr(data.dataset, 'distinct', len(data))
+    found = tqdm(problems(data, read=True), total=total, desc=section, unit='image', leave=False, disable=None)
+    return [problem for problem in found if problem is not None]
+
+
+if __name__ == '__main__':
+    run_program(main)
