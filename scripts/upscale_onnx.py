@@ -1,0 +1,91 @@
+"""Upscale an image with the two ONNX graphs of scripts/export_onnx.py: onnxruntime, numpy and Pillow, no PyTorch.
+
+    python scripts/upscale_onnx.py photo.png --graphs onnx --scale 4 --output large.png
+
+Copy this file and the graphs anywhere; nothing else of the project is needed.
+"""
+import argparse
+import os
+import sys
+import tempfile
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+CHUNK = 16384  # queries decoded at a time
+
+
+def load(folder):
+    """(encoder, decoder) of the folder, on whatever onnxruntime finds first: a GPU, else the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return [onnxruntime.InferenceSession(os.path.join(folder, name), options,
+                                         providers=onnxruntime.get_available_providers())
+            for name in ('encoder.onnx', 'decoder.onnx')]
+
+
+def upscale(encoder, decoder, image, size):
+    """image: uint8 (h, w, 3); size: (H, W). Returns uint8 (H, W, 3)."""
+    pixels = image.astype(np.float32).transpose(2, 0, 1)[None] / np.float32(255)  # (1, 3, h, w)
+    codes, = encoder.run(None, {'image': pixels})  # (h, w, D)
+    height, width = size
+    coord = np.stack(np.meshgrid(centres(height), centres(width), indexing='ij'), -1).reshape(-1, 2)  # (H * W, 2)
+    cell = np.array([[2 / height, 2 / width]], np.float32)
+    wanted = {i.name for i in decoder.get_inputs()}
+    out = np.empty((height * width, 3), np.uint8)
+    for start in range(0, len(coord), CHUNK):
+        part = coord[start:start + CHUNK]
+        feeds = {'codes': codes, 'coord': part, 'cell': np.repeat(cell, len(part), axis=0)}
+        rgb, = decoder.run(None, {name: feeds[name] for name in wanted})  # (Q, 3)
+        out[start:start + CHUNK] = np.clip(rgb, 0, 1) * 255 + 0.5
+    return out.reshape(height, width, 3)
+
+
+def centres(n):
+    """Pixel centres of n pixels that span [-1, 1]: float32, in the order of operations the model was trained with."""
+    r = 1 / n
+    return np.float32(-1 + r) + np.float32(2 * r) * np.arange(n, dtype=np.float32)
+
+
+def save(image, path):
+    """Write to a file beside `path`, then rename, so that no partial file is ever seen."""
+    suffix = os.path.splitext(path)[1]
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(path)), prefix='.upscale') as folder:
+        temporary = os.path.join(folder, 'image' + suffix)
+        Image.fromarray(image).save(temporary)
+        os.replace(temporary, path)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('image')
+    parser.add_argument('--graphs', default='onnx', help='the folder with encoder.onnx and decoder.onnx')
+    parser.add_argument('--output', required=True)
+    size = parser.add_mutually_exclusive_group(required=True)
+    size.add_argument('--scale', type=float, help='a factor such as 3.7')
+    size.add_argument('--resolution', metavar='H,W', help='height and width in pixels')
+    args = parser.parse_args(argv)
+
+    try:
+        with Image.open(args.image) as file:
+            image = np.asarray(ImageOps.exif_transpose(file).convert('RGB'))
+        if args.scale is not None:
+            height, width = (round(n * args.scale) for n in image.shape[:2])
+        else:
+            height, width = (int(n) for n in args.resolution.split(','))
+        if min(height, width) < 1:
+            raise ValueError(f'the output would be {width}x{height} pixels, wanted at least 1 each')
+        save(upscale(*load(args.graphs), image, (height, width)), args.output)
+    except Exception as error:
+        # What the user can mend: files, sizes, graphs (onnxruntime's errors have no common class).
+        if not isinstance(error, (OSError, ValueError, OverflowError)) \
+                and not type(error).__module__.startswith('onnxruntime'):
+            raise
+        print('error:', str(error).splitlines()[0], file=sys.stderr)
+        sys.exit(2)
+    print(f'{args.output}: {width}x{height} from {image.shape[1]}x{image.shape[0]}')
+
+
+if __name__ == '__main__':
+    main()
