@@ -5,8 +5,8 @@ resolution (DPI), EXIF.
     scene = renderer.encode(picture.for_network())
     write_picture('out.png', picture, size, scene.rectangles(size))
 
-Pillow reads and writes 16-bit colour as 8 bits without a word, so 16-bit PNG is read by torchvision and written by
-engine/png.py, and 16-bit colour TIFF goes through tifffile, an optional package.
+Pillow reads 16-bit colour as 8 bits without a word and does not write it, so such PNG goes through engine/png.py, and
+such TIFF through tifffile, an optional package.
 """
 import io
 import math
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageCms
 
-from engine.png import read_chunks, write_png
+from engine.png import read_chunks, read_png16, write_png
 from engine.render import quantize
 from utils import UserError, atomic_write, axis_coord
 
@@ -89,8 +89,9 @@ def read_picture(path, max_pixels=MAX_SOURCE):
     except IsADirectoryError:
         raise UserError(f'{path} is a folder, wanted a picture') from None
     except Image.UnidentifiedImageError:
-        raise UserError(f'{path} is not a picture in a known format (PNG, JPEG, WebP, TIFF, BMP, GIF): '
-                        f'convert it') from None
+        kind = 'TIFF of a rare kind' if data[:4] in (b'II*\0', b'MM\0*') else 'file of another kind than PNG, JPEG, ' \
+            'WebP, TIFF, BMP and GIF'
+        raise UserError(f'{path} is a {kind}: convert it to PNG') from None
     except Exception as error:  # decoders of damaged data fail in every way there is
         reason = str(error).split('\n')[0] or type(error).__name__
         raise UserError(f'{path} cannot be read ({reason}): it seems damaged; replace it') from error
@@ -100,11 +101,14 @@ def picture_size(path):
     """(h, w) of a picture, upright, from its header alone; None where it has no readable one."""
     try:
         with open(path, 'rb') as f, _open(f, path, None) as image:
+            width, height = image.size
+            if image.format == 'TIFF':  # whose size some versions of Pillow have turned already
+                width, height = image.tag_v2[256], image.tag_v2[257]
             # Asked for the EXIF of a PNG that begins without any, Pillow would decode all of it.
             plain = image.format == 'PNG' and 'exif' not in image.info
             turned = not plain and image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
-            return image.size if turned else image.size[::-1]
-    except (OSError, UserError, ValueError, SyntaxError, struct.error):
+            return (width, height) if turned else (height, width)
+    except Exception:  # as in read_picture
         return None
 
 
@@ -125,19 +129,18 @@ def _open(data, path, max_pixels):
 
 
 def _read(image, data, path):
-    icc, dpi = image.info.get('icc_profile'), image.info.get('dpi')
-    exif = _read_exif(image)
+    icc, dpi, exif = image.info.get('icc_profile'), image.info.get('dpi'), _read_exif(image)
+    turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
     if _is_deep(image, data):
         pixels = _decode_png16(image, data) if image.format == 'PNG' else _decode_tiff16(image, data, path)
     else:
         pixels, kept = _decode(image, path, bool(icc))
         icc = icc if kept else None
-    # Pillow turns TIFF itself, and then forgets the tag; so the tag is asked for after decoding.
-    orientation = image.getexif().get(ORIENTATION, 1)
-    if image.format != 'TIFF' and dpi is None:
+    if dpi is None:
         dpi = _exif_dpi(image.getexif())
-    pixels = _upright(pixels, orientation)  # (h, w, C)
-    dpi = _checked_dpi(dpi, swap=orientation in (5, 6, 7, 8))
+    # Pillow may have turned a TIFF, and forgotten the tag then; so it is asked for again.
+    pixels = _upright(pixels, image.getexif().get(ORIENTATION, 1))  # (h, w, C)
+    dpi = _checked_dpi(dpi, swap=turned)
     chunks = tuple(read_chunks(data, COLOUR_CHUNKS)) if image.format == 'PNG' else ()
     depth = 16 if pixels.dtype == np.uint16 else 8
     values = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1).contiguous() / (2 ** depth - 1)  # (C, h, w)
@@ -184,11 +187,7 @@ def _channels(image):
 
 
 def _decode_png16(image, data):
-    from torchvision.io import ImageReadMode, decode_image  # seldom needed, and slow to import
-    pixels = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
-    if pixels.dtype != torch.uint16:
-        raise UserError('this torchvision reads 16-bit PNG as 8 bits: pip install "torchvision>=0.20"')
-    pixels = pixels.permute(1, 2, 0).numpy()  # (h, w, C)
+    pixels = read_png16(data)  # (h, w, C)
     key = image.info.get('transparency')  # one colour that stands for nothing
     if key is not None and pixels.shape[2] in (1, 3):
         visible = (pixels != np.asarray(key, np.uint16)).any(axis=-1, keepdims=True)
@@ -219,7 +218,7 @@ def _decode_tiff16(image, data, path):
         colours, extra = (3 if page.photometric == 2 else 1), [int(v) for v in page.extrasamples[:1]]
         if extra == [1]:  # colours are multiplied by alpha
             alpha = np.maximum(pixels[..., colours:colours + 1], 1).astype(np.float64)
-            straight = np.minimum(np.rint(pixels[..., :colours] * 65535 / alpha), 65535).astype(np.uint16)
+            straight = np.minimum(np.rint(pixels[..., :colours] / alpha * 65535), 65535).astype(np.uint16)
             pixels = np.concatenate([straight, pixels[..., colours:]], axis=-1)
         return pixels[..., :colours + (1 if extra in ([1], [2]) else 0)]
 
@@ -412,20 +411,21 @@ def _save(f, picture, pixels, kind, quality):
             exif.update({X_RESOLUTION: picture.dpi[0], Y_RESOLUTION: picture.dpi[1], RESOLUTION_UNIT: 2})
     elif kind == 'JPEG':
         options.update(quality=quality, subsampling=0)
-    else:
+    elif not {*picture.exif} - {0}:  # Pillow's compressed TIFF cannot hold the further directories of EXIF
         options.update(compression='tiff_adobe_deflate')
     options = {key: value for key, value in options.items() if value is not None}
     if len(exif):
-        options['exif'] = exif
+        options['exif'] = exif.tobytes()  # as bytes, since TIFF loses the directories of an object
     Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(f, kind, **options)
 
 
 def _write_tiff16(f, picture, pixels):
-    colours = len(picture.colour)
+    colours, data = len(picture.colour), io.BytesIO()  # tifffile wants a file that has a name, or none
     _tifffile('output').imwrite(
-        f, pixels, photometric='rgb' if colours == 3 else 'minisblack', planarconfig='contig', metadata=None,
+        data, pixels, photometric='rgb' if colours == 3 else 'minisblack', planarconfig='contig', metadata=None,
         extrasamples=['unassalpha'] if pixels.shape[2] > colours else None, compression='zlib', predictor=True,
         iccprofile=picture.icc, resolution=picture.dpi, resolutionunit=2 if picture.dpi else None)
+    f.write(data.getbuffer())
 
 
 def _exif(picture, size):
