@@ -44,10 +44,12 @@ def make_loader(wrapper, batch_size, seed, train, num_workers=None, device_type=
 
 
 def default_workers(samples, device_type):
-    """Worker processes for a data set of so many samples on this machine: none for a tiny one; up to 8 beside a GPU;
-    beside a model that computes on the CPU, a quarter of the cores. Processes of a machine share its cores."""
+    """Worker processes for a data set of so many samples on this machine: none for a tiny one; a core each, up to 8,
+    beside a GPU; a quarter of the cores beside a model that computes on them. Processes of a machine share them."""
     share = cores() // int(os.environ.get('LOCAL_WORLD_SIZE', 1))
-    return 0 if samples < 64 or share < 2 else min(8, share if device_type != 'cpu' else max(1, share // 4))
+    if samples < 64 or share < 2:
+        return 0
+    return min(8, share if device_type != 'cpu' else share // 4)
 
 
 class BatchSampler(Sampler):

@@ -175,8 +175,8 @@ class SRImplicitPaired(Wrapper):
         # What is left over after a whole scale may be cropped; 1.9 however is a x2 pair gone wrong, not a x1 pair.
         if s < 1 or int(scales[1]) != s or max(scales) - s >= 0.5:
             lr_path, hr_path = self.path(index)
-            raise BadImage(f'{lr_path} is {lr[1]}x{lr[0]} and {hr_path} is {hr[1]}x{hr[0]}: HR must be a whole multiple '
-                           f'of LR, the same for both axes; replace or remove the pair')
+            raise BadImage(f'{lr_path} is {lr[1]}x{lr[0]} and {hr_path} is {hr[1]}x{hr[0]}: HR must be a whole '
+                           f'multiple of LR, the same for both axes; replace or remove the pair')
         size = lr
         if self.inp_size is not None:
             size = self.inp_size, self.inp_size
@@ -205,8 +205,8 @@ class SRImplicitUniformVaried(Wrapper):
         self.size_min, self.size_max, self.gt_resize = size_min, size_max, gt_resize
         least = gt_resize or max(1, round(min(size_min, size_max)))
         if sample_q is not None and sample_q > least ** 2:
-            raise UserError(f'sample_q {sample_q} is more than the {least}x{least} pixels of the smallest ground truth: '
-                            f'lower it')
+            raise UserError(f'sample_q {sample_q} is more than the {least}x{least} pixels of the smallest ground '
+                            f'truth: lower it')
 
     def sample(self, index, rng):
         lr, hr = self.dataset.image(index)

@@ -303,7 +303,7 @@ def test_damaged_files_are_refused_or_read_right(tmp_path):
 def test_what_is_no_image_is_named(tmp_path):
     (tmp_path / 'notes.png').write_text('not an image')
     (tmp_path / 'empty.png').write_bytes(b'')
-    (tmp_path / 'program.png').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n')  # no interpreter is run
+    (tmp_path / 'program.png').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n')  # no interpreter runs
     Image.fromarray(noise(4, 4).astype(np.float32)).save(tmp_path / 'float.tif')
     for name in ('notes.png', 'empty.png', 'program.png', 'float.tif', 'absent.png'):
         with pytest.raises(BadImage, match=name):

@@ -57,7 +57,8 @@ def test_a_cache_spares_the_files(tmp_path, cache, monkeypatch):
 def count_reads(monkeypatch):
     reads = []
     read = pack.read_image
-    monkeypatch.setattr(pack, 'read_image', lambda path, limit: reads.append(os.path.basename(path)) or read(path, limit))
+    monkeypatch.setattr(pack, 'read_image',
+                        lambda path, limit: reads.append(os.path.basename(path)) or read(path, limit))
     return reads
 
 

@@ -10,7 +10,7 @@ import torch
 
 import datasets
 from datasets.images import BadImage
-from datasets.loader import BatchSampler, make_loader
+from datasets.loader import BatchSampler, default_workers, make_loader
 from engine.batch import unpack
 from tests.image_files import folder, make_folder, make_pairs
 from utils import UserError, make_coord
@@ -233,6 +233,17 @@ def test_workers_end_at_once_after_an_error(root, tmp_path):
     with pytest.raises(UserError):
         batches(make_loader(make_wrapper(root), 4, 0, True, 2))
     assert not multiprocessing.active_children()
+
+
+def test_workers_by_default(monkeypatch):
+    monkeypatch.delenv('LOCAL_WORLD_SIZE', raising=False)
+    monkeypatch.setattr('datasets.loader.cores', lambda: 12)
+    assert [default_workers(16000, device) for device in ('cuda', 'mps', 'cpu')] == [8, 8, 3]
+    assert default_workers(10, 'cuda') == 0
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')  # as torchrun tells
+    assert default_workers(16000, 'cuda') == 3
+    monkeypatch.setattr('datasets.loader.cores', lambda: 2)
+    assert default_workers(16000, 'cuda') == 0
 
 
 # To the device
