@@ -170,7 +170,8 @@ def _read_split(root, split_file, split_key):
     lacking = [name for name in names if name not in there and not os.path.isfile(os.path.join(root, name))]
     if lacking:
         raise UserError(f'{len(lacking)} of the {len(names)} files that split_file {split_file} lists for '
-                        f'{split_key!r} are not in {root}, {lacking[0]!r} first: complete the folder or correct the split')
+                        f'{split_key!r} are not in {root}, {lacking[0]!r} first: complete the folder or correct the '
+                        f'split')
     return list(names)
 
 
