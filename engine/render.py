@@ -18,6 +18,7 @@ from utils import UserError, axis_coord, denormalize, normalize
 DEFAULT_NORM = {'inp': {'sub': [0.5], 'div': [0.5]}, 'gt': {'sub': [0.5], 'div': [0.5]}}
 GENERAL_CHUNK = 30000  # queries at a time for models that only have query_rgb
 STRIP = 1 << 20  # output pixels rendered at a time
+SMALLEST_TILE = 32
 
 
 class Renderer:
@@ -155,10 +156,10 @@ class Scene:
             return
         except torch.OutOfMemoryError:  # a GPU's: less at a time, from here on
             self.codes.clear()
-            if getattr(self.renderer.model, 'halo', None) is not None and self.tile > 32:
-                self.tile = max(32, max(window[2] - window[0], window[3] - window[1]) // 2)
-            else:
+            side = max(window[2] - window[0], window[3] - window[1])
+            if getattr(self.renderer.model, 'halo', None) is None or side <= SMALLEST_TILE:
                 raise
+            self.tile = max(SMALLEST_TILE, side // 2)
         torch.cuda.empty_cache()
         for t, l, rgb in self._decode(y, x, cell):
             yield top + t, left + l, rgb
@@ -206,7 +207,7 @@ class Scene:
         pixels = self.renderer.memory / (4 * self.renderer.model.floats_per_pixel)
         if h * w <= pixels:
             return max(h, w)
-        return max(32, int(pixels ** 0.5) - 2 * (halo + 1))
+        return max(SMALLEST_TILE, int(pixels ** 0.5) - 2 * (halo + 1))
 
     def _assemble(self, y, x, cell):
         out = self.inp.new_empty(3, len(y), len(x))
