@@ -10,7 +10,7 @@ import os
 import subprocess
 import tempfile
 from fractions import Fraction
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Optional
 
 import numpy as np
 from PIL import Image, ImageSequence
@@ -24,12 +24,13 @@ READS = (*WRITES, '.avi', '.mpg', '.mpeg', '.ts', '.wmv')
 
 class Video(NamedTuple):
     """size: (h, w); rate: frames a second, a Fraction; count: how many frames, about; frames: yields them, uint8
-    (h, w, 3), from the first each time it is called; last: how long the last one is shown, in 1/100 s."""
+    (h, w, 3), from the first each time it is called; last: for a GIF, whose frames are repeated to last as long as
+    they do, how long the last one is shown, in 1/100 s."""
     size: tuple
     rate: Fraction
     count: int
     frames: Callable
-    last: int
+    last: Optional[int] = None
 
 
 def is_video(path):
@@ -54,13 +55,13 @@ def read_video(path):
     unsaid = meta['pix_fmt'].startswith('yuv') and 'bt' not in meta['pix_fmt'] and size[0] >= 720
     options = ['-r', str(rate), '-vf', f'scale=in_color_matrix={"bt709" if unsaid else "auto"}:{EXACT}']
     count = max(1, round(meta['duration'] * rate))
-    return Video(size, rate, count, functools.partial(_frames, path, size, options), round(100 / rate))
+    return Video(size, rate, count, functools.partial(_frames, path, size, options))
 
 
 def write_video(path, frames, size, rate, last=None, audio_from=None):
     """Write frames, uint8 (H, W, 3), to a video of size (H, W), with the sound of the file `audio_from` if it has any.
 
-    rate: frames a second; last: how long a GIF shows its last frame, in 1/100 s, if longer than the others.
+    rate: frames a second; last: as in Video; a GIF's repeated frames become one again.
     Odd sizes are kept. H.264 in 4:2:0 colour needs even ones, so they are stored in 4:4:4. The file appears when it
     is complete. Returns the number of frames. Raises UserError when it cannot be written, or there are no frames.
     """
@@ -73,7 +74,7 @@ def write_video(path, frames, size, rate, last=None, audio_from=None):
         command += ['-i', _url(audio_from), '-map', '0:v:0', '-map', '1:a?']
         if suffix == os.path.splitext(audio_from)[1].lower():
             command += ['-c:a', 'copy']
-    command += _encoding(suffix, size, last or round(100 / rate))
+    command += _encoding(suffix, size, rate, last)
     with _temporary(path, suffix) as temporary, tempfile.TemporaryFile() as log:
         count = 0
         process = subprocess.Popen([*command, _url(temporary)], stdin=subprocess.PIPE, stderr=log)
@@ -163,12 +164,15 @@ def _hundredths(frame):
     return time if time > 1 else 10
 
 
-def _encoding(suffix, size, last):
+def _encoding(suffix, size, rate, last):
     """ffmpeg's options for a kind of file."""
-    if suffix == '.gif':
-        # Frames that do not change last longer instead of being repeated; each has a palette of its own.
-        return ['-filter_complex', 'mpdecimate=hi=1:lo=1:frac=0,split[a][b];[a]palettegen=stats_mode=single[p];'
-                                   '[b][p]paletteuse=new=1', '-fps_mode', 'vfr', '-final_delay', str(last)]
+    if suffix == '.gif':  # whose times are 1/100 s, and 2 of them the least that viewers respect
+        timing = 'fps=50,' if rate > 50 else ''
+        if last is not None:
+            timing = 'mpdecimate=hi=1:lo=1:frac=0,'  # a frame like the one before is dropped
+        palettes = 'split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1'  # one for each frame
+        final = [] if last is None else ['-final_delay', str(last)]
+        return ['-filter_complex', timing + palettes, '-fps_mode', 'vfr', *final]
     colour = ['-vf', f'scale=out_color_matrix=bt709:out_range=tv:{EXACT}', '-colorspace', 'bt709',
               '-color_primaries', 'bt709', '-color_trc', 'bt709', '-color_range', 'tv']
     if suffix == '.webm':

@@ -1,0 +1,525 @@
+"""demo.py: every option, on photographs of every kind, and what it says to wrong ones."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from PIL import Image, ImageSequence
+from torch import nn
+
+import demo
+import models
+from tests.common import small_model, small_spec
+from tests.conftest import ROOT
+from engine import render, sizes, weights
+from engine.checkpoint import load_model, save_checkpoint
+from engine.picture import read_picture
+from engine.png import read_png16, write_png
+from engine.render import Renderer
+from utils import UserError
+
+PHOTO = skimage.data.chelsea()[60:101, 100:163]  # (41, 63, 3): odd sizes, an eye
+ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'passive', 'CUDA_VISIBLE_DEVICES': ''}
+
+
+@models.register('demo-test-overflow')
+class Overflow(nn.Module):
+    """Grey, but NaN in half precision, or always with `broken`."""
+
+    def __init__(self, broken=False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.broken = broken
+
+    def gen_feat(self, inp):
+        self.inp = inp
+
+    def query_rgb(self, coord, cell):
+        bad = self.broken or torch.is_autocast_enabled('cpu')
+        return torch.full((*coord.shape[:2], 3), float('nan') if bad else 0.0)
+
+
+@pytest.fixture(scope='session')
+def checkpoints(tmp_path_factory):
+    """Paths of small checkpoints, by name."""
+    folder = tmp_path_factory.mktemp('checkpoints')
+    fixed = {'name': 'edsr-baseline', 'args': {'n_resblocks': 1, 'n_feats': 8, 'scale': 2}}
+    specs = {'liif': small_spec(), 'fixed': {'name': 'liif', 'args': {'encoder_spec': fixed}}, 'encoder': fixed,
+             'overflow': {'name': 'demo-test-overflow', 'args': {}},
+             'broken': {'name': 'demo-test-overflow', 'args': {'broken': True}}}
+    for name, spec in specs.items():
+        model = small_model() if name == 'liif' else models.make(spec)
+        checkpoint = {'model': {**spec, 'sd': model.state_dict()}, 'epoch': 1}
+        if name == 'liif':
+            checkpoint['ema'] = {key: 0.5 * value for key, value in model.state_dict().items()}
+        save_checkpoint(str(folder / f'{name}.pth'), checkpoint)
+    (folder / 'cut.pth').write_bytes((folder / 'liif.pth').read_bytes()[:5000])
+    (folder / 'text.pth').write_text('no checkpoint')
+    return {path.stem: str(path) for path in folder.iterdir()}
+
+
+@pytest.fixture
+def upscale(tmp_path, checkpoints):
+    """Run demo.py on an image (pixels or a path): what is in the output, its path, unless another name is given."""
+    def run(image, *options, name='out.png', model='liif'):
+        source = image
+        if not isinstance(image, str):
+            source = str(tmp_path / 'in.png')
+            (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(source)
+        output = str(tmp_path / name)
+        demo.main(['--input', source, '--output', output, '--model', checkpoints[model], '--gpu', 'cpu', *options])
+        return output
+    return run
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def reference(checkpoint, image, size, **options):
+    """What engine/render.py makes of pixels (h, w, 3): (H, W, 3), to 8 bits."""
+    model, norm = load_model(checkpoint, 'cpu')
+    scene = Renderer(model, norm, **options).encode(torch.from_numpy(image).permute(2, 0, 1) / 255)
+    return scene.render(size, dtype=torch.uint8).permute(1, 2, 0).numpy().astype(int)
+
+
+# The fixed form.
+
+def test_the_fixed_form_as_a_process(tmp_path, checkpoints):
+    Image.fromarray(PHOTO).save(tmp_path / 'in.png')
+    (tmp_path / 'out.png').write_bytes(b'an older one')
+    done = subprocess.run([sys.executable, 'demo.py', '--input', tmp_path / 'in.png', '--model', checkpoints['liif'],
+                           '--resolution', '90,101', '--output', tmp_path / 'out.png', '--gpu', 'cpu'],
+                          cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(pixels(tmp_path / 'out.png'), reference(checkpoints['liif'], PHOTO, (90, 101)))
+    assert '101x90 from 63x41' in done.stdout and 'MP/s on cpu' in done.stdout
+
+
+@pytest.mark.parametrize('wrong, message', [
+    (['--resolution', '0,5'], "--resolution: found '0,5'"),
+    (['--resolution', '9,9', '--input', 'text.png'], 'text.png')])
+def test_bad_input_as_a_process(tmp_path, checkpoints, wrong, message):
+    (tmp_path / 'text.png').write_text('no picture')
+    Image.fromarray(PHOTO).save(tmp_path / 'in.png')
+    done = subprocess.run([sys.executable, os.path.join(ROOT, 'demo.py'), '--input', 'in.png', '--model',
+                           checkpoints['liif'], '--output', 'out.png', '--gpu', 'cpu', *wrong],
+                          cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
+    assert message in done.stderr and sorted(os.listdir(tmp_path)) == ['in.png', 'text.png']
+
+
+def test_a_terminated_run_leaves_nothing(tmp_path, checkpoints):
+    Image.fromarray(PHOTO).save(tmp_path / 'in.png')
+    process = subprocess.Popen([sys.executable, 'demo.py', '--input', tmp_path / 'in.png', '--model',
+                                checkpoints['liif'], '--resolution', '9000,9000', '--output', tmp_path / 'out.png'],
+                               cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            if len(os.listdir(tmp_path)) > 1 or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        assert len(os.listdir(tmp_path)) == 2 and not os.path.exists(tmp_path / 'out.png')
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+    finally:
+        process.kill()
+    assert os.listdir(tmp_path) == ['in.png']
+
+
+# Sizes.
+
+@pytest.mark.parametrize('options, size', [
+    (['--resolution', '50,77'], (50, 77)), (['--scale', '1.7'], (70, 107)), (['--scale', '2.5,1'], (103, 63)),
+    (['--width', '100'], (65, 100)), (['--height', '100'], (100, 154)), (['--max-side', '101'], (66, 101)),
+    (['--scale', '0.001'], (1, 1)), (['--region', '10,20.5,20,8', '--scale', '3'], (24, 60)),
+    (['--region', '0,0,10.5,41', '--width', '21'], (82, 21)), (['--region', '1,1,4,2', '--resolution', '9,7'], (9, 7))])
+def test_the_size_asked_for_is_the_size_written(upscale, options, size):
+    assert Image.open(upscale(PHOTO, *options)).size == size[::-1]
+
+
+def test_sizes_of_any_source():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        h, w, n = (int(v) for v in rng.integers(1, 5000, 3))
+        tall = max(1, round(h * n / w))
+        size = sizes.parse_size(insist=True, width=str(n))(h, w)
+        assert size[1] == n and abs(size[0] - tall) <= 1
+        assert sizes.parse_size(insist=True, height=n)(h, w)[0] == n
+        assert max(sizes.parse_size(max_side=n)(h, w)) == n
+    assert sizes.parse_size(scale='2.5')(1, 3) == (3, 8)  # halves go up
+
+
+@pytest.mark.parametrize('shape', [(17, 1), (1, 17), (1, 1), (2, 3)])
+def test_tiny_pictures(upscale, checkpoints, shape):
+    image = PHOTO[:shape[0], :shape[1]]
+    found = pixels(upscale(image, '--scale', '3.4'))
+    assert np.array_equal(found, reference(checkpoints['liif'], image, found.shape[:2]))
+
+
+@pytest.mark.parametrize('options, message', [
+    ([], 'found none, wanted one of --resolution, --scale'),
+    (['--scale', '2', '--width', '5'], 'found --scale and --width'),
+    (['--resolution', '0,5'], "'0,5'"), (['--resolution', '5'], 'H,W'), (['--resolution', '5.5,5'], 'H,W'),
+    (['--scale', '0'], "'0'"), (['--scale', 'nan'], 'nan'), (['--scale', '1,2,3'], 'a factor'), (['--scale=-2'], '-2'),
+    (['--width', 'wide'], 'wide'), (['--region', '0,0,0,5', '--scale', '2'], '--region'),
+    (['--region', '60,0,4,4', '--scale', '2'], 'inside the image of 63x41'),
+    (['--region=-1,0,4,4', '--scale', '2'], 'inside the image'),
+    (['--region', '0,nan,4,4', '--scale', '2'], '--region'),
+    (['--scale', '9000'], '567000x369000 pixels, 209.2 gigapixels.*--insist'),
+    (['--scale', '2', '--tile', '0'], 'tile'),
+    (['--scale', '2', '--precision', 'fp8'], 'fp8'), (['--scale', '2', '--precision', 'fp16'], 'fp16'),
+    (['--scale', '2', '--quality', '0'], '--quality'), (['--scale', '2', '--cell-clip', '0.5'], '--cell-clip')])
+def test_wrong_options(tmp_path, upscale, options, message):
+    with pytest.raises(UserError, match=message) as error:
+        upscale(PHOTO, *options)
+    assert '\n' not in str(error.value) and os.listdir(tmp_path) == ['in.png']
+
+
+def test_insisting_lifts_the_limits(upscale, monkeypatch):
+    monkeypatch.setattr(sizes, 'MAX_OUTPUT', 5000)
+    monkeypatch.setattr(demo.pictures, 'MAX_SOURCE', 100)
+    with pytest.raises(UserError, match='63x41 pixels, more than the limit of 100: add --insist'):
+        upscale(PHOTO, '--scale', '1')
+    with pytest.raises(UserError, match='--insist'):
+        upscale(PHOTO[:2, :2], '--scale', '60')
+    assert Image.open(upscale(PHOTO, '--scale', '2', '--insist')).size == (126, 82)
+
+
+# Rendering.
+
+def test_a_region_is_the_crop_of_the_whole(upscale):
+    whole = pixels(upscale(PHOTO, '--scale', '3'))
+    part = pixels(upscale(PHOTO, '--scale', '3', '--region', '10,4,21,17'))
+    assert np.abs(part - whole[12:63, 30:93]).max() <= 1
+    part = pixels(upscale(PHOTO, '--resolution', '30,60', '--region', '10.5,4.25,20,10'))
+    fine = pixels(upscale(PHOTO, '--resolution', f'{41 * 12},{63 * 12}'))
+    assert np.abs(part - fine[51:171, 126:366].reshape(30, 4, 60, 4, 3).mean((1, 3))).mean() < 12
+
+
+@pytest.mark.parametrize('options, settings', [
+    (['--self-ensemble'], {'self_ensemble': True}), (['--cell-clip'], {'cell_clip': 4.0}),
+    (['--cell-clip', '2'], {'cell_clip': 2.0}), (['--precision', 'bf16'], {'precision': 'bf16'})])
+def test_options_of_rendering(upscale, checkpoints, options, settings):
+    found = pixels(upscale(PHOTO, '--scale', '5', *options))
+    assert np.array_equal(found, reference(checkpoints['liif'], PHOTO, found.shape[:2], **settings))
+    assert not np.array_equal(found, reference(checkpoints['liif'], PHOTO, found.shape[:2]))
+
+
+def test_cell_clip_changes_nothing_within_the_range(upscale):
+    plain = pixels(upscale(PHOTO, '--scale', '3'))
+    assert np.array_equal(plain, pixels(upscale(PHOTO, '--scale', '3', '--cell-clip')))
+
+
+@pytest.mark.parametrize('strip', [1 << 20, 1000])
+def test_tiles_and_strips_do_not_show(upscale, checkpoints, monkeypatch, strip):
+    monkeypatch.setattr(render, 'STRIP', strip)
+    found = pixels(upscale(PHOTO, '--scale', '2.7', '--tile', '16'))
+    assert np.abs(found - reference(checkpoints['liif'], PHOTO, found.shape[:2])).max() <= 1
+
+
+def test_what_is_held_in_floats_does_not_grow(checkpoints, monkeypatch):
+    monkeypatch.setattr(render, 'STRIP', 2000)
+    scene = Renderer(small_model()).encode(torch.rand(3, 20, 30))
+    areas = [rgb.shape[1] * rgb.shape[2] for _, _, rgb in scene.rectangles((300, 150))]
+    assert max(areas) <= 2000 and sum(areas) == 300 * 150
+
+
+def test_progress_covers_the_output():
+    class Bar:
+        n = 0
+
+        def update(self, n):
+            self.n += n
+    bar, scene = Bar(), Renderer(small_model(), tile=16).encode(torch.rand(3, 20, 30))
+    assert len(list(demo.watched(scene, (50, 70), None, bar))) > 1 and bar.n == 50 * 70
+
+
+def test_half_precision_that_overflows_is_redone(upscale, capsys):
+    assert (pixels(upscale(PHOTO, '--scale', '2', '--precision', 'bf16', model='overflow')) == 128).all()
+    assert 'bf16 overflowed, so this is redone in float32' in capsys.readouterr().out
+    upscale(PHOTO, '--scale', '2', model='overflow')
+    assert 'overflowed' not in capsys.readouterr().out
+
+
+def test_averaged_weights(upscale, checkpoints):
+    plain, averaged = (pixels(upscale(PHOTO, '--scale', '2', *o)) for o in ([], ['--ema']))
+    assert not np.array_equal(plain, averaged)
+    with pytest.raises(UserError, match='no averaged weights'):
+        upscale(PHOTO, '--scale', '2', '--ema', model='overflow')
+
+
+# What must survive, end to end.
+
+def test_alpha(upscale):
+    alpha = np.zeros(PHOTO.shape[:2], np.uint8)
+    alpha[8:30, 10:50] = 255
+    hidden = np.where(alpha[..., None], PHOTO, 0)
+    found = [pixels(upscale(np.dstack([colour, alpha]), '--scale', '2.5')) for colour in (hidden, hidden ^ (alpha == 0)[
+        ..., None].astype(np.uint8) * 255)]
+    assert found[0].shape == (103, 158, 4) and np.array_equal(*found)  # what is hidden does not matter
+    assert (found[0][25:70, 30:120, 3] == 255).all() and (found[0][:15, :, 3] == 0).all()
+
+
+def test_grey_stays_grey(upscale, checkpoints):
+    grey = PHOTO[..., 1]
+    found = pixels(upscale(grey, '--scale', '2'))
+    assert found.shape == (82, 126)
+    rgb = reference(checkpoints['liif'], np.repeat(grey[..., None], 3, 2), (82, 126))
+    assert np.abs(found - rgb.mean(-1)).max() <= 1
+    assert Image.open(upscale(Image.fromarray(grey > 120), '--scale', '2')).mode == 'L'
+
+
+def test_16_bits_have_no_bands(tmp_path, upscale, checkpoints):
+    ramp = np.linspace(20000, 20600, 30).astype(np.uint16)[:, None, None] + np.zeros((1, 20, 3), np.uint16)
+    with open(tmp_path / 'deep.png', 'wb') as f:
+        write_png(f, [ramp], (30, 20), 3, 16)
+    found = read_png16(open(upscale(str(tmp_path / 'deep.png'), '--scale', '4'), 'rb').read())
+    assert found.shape == (120, 80, 3) and len(np.unique(found)) > 100  # three levels of 8 bits
+    model, norm = load_model(checkpoints['liif'], 'cpu')
+    scene = Renderer(model, norm).encode(torch.from_numpy(ramp.astype(np.float32)).permute(2, 0, 1) / 65535)
+    expected = (scene.render((120, 80)).double() * 65535).permute(1, 2, 0).numpy()
+    assert np.abs(found - expected).max() <= 0.51
+
+
+@pytest.mark.parametrize('name', ['out.jpg', 'out.webp', 'out.tif', 'out.JPEG'])
+def test_formats_profile_resolution_orientation(tmp_path, upscale, checkpoints, name):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(PHOTO).save(tmp_path / 'in.jpg', exif=exif, dpi=(300, 300), icc_profile=b'x' * 200, quality=100,
+                                subsampling=0)
+    upright = np.rot90(pixels(tmp_path / 'in.jpg').astype(np.uint8), -1).copy()
+    output = upscale(str(tmp_path / 'in.jpg'), '--scale', '2', '--quality', '100', name=name)
+    expected = reference(checkpoints['liif'], upright, (126, 82))
+    assert np.abs(pixels(output) - expected).mean() < (1.5 if name.lower().endswith(('.jpg', '.jpeg')) else 0.01)
+    picture = read_picture(output)
+    assert picture.icc == b'x' * 200 and np.allclose(picture.dpi, 300, atol=0.1)
+
+
+# Several files.
+
+@pytest.fixture
+def album(tmp_path):
+    folder = tmp_path / 'album'
+    (folder / 'sub').mkdir(parents=True)
+    (folder / '.cache').mkdir()
+    for i, name in enumerate(['a.png', 'b.jpg', 'sub/c.bmp', '.hidden.png', '.cache/d.png']):
+        Image.fromarray(PHOTO[i:]).save(folder / name)
+    (folder / 'notes.txt').write_text('not a picture')
+    return folder
+
+
+def run(checkpoints, *options):
+    demo.main(['--model', checkpoints['liif'], '--gpu', 'cpu', '--scale', '2', *map(str, options)])
+
+
+def tree(folder):
+    return sorted(os.path.relpath(os.path.join(where, name), folder) for where, _, names in os.walk(folder)
+                  for name in names)
+
+
+def test_a_folder_is_mirrored_and_done_once(tmp_path, album, checkpoints, capsys):
+    out = tmp_path / 'out'
+    run(checkpoints, '--input', album, '--output', out)
+    assert tree(out) == ['a.png', 'b.jpg', 'sub/c.png']
+    assert Image.open(out / 'b.jpg').size == (126, 80)
+    stamps = {name: os.stat(out / name).st_mtime_ns for name in tree(out)}
+    assert '3 written, 0 already there, 0 failed' in capsys.readouterr().out
+    run(checkpoints, '--input', album, '--output', out)
+    assert '0 written, 3 already there' in capsys.readouterr().out
+    assert stamps == {name: os.stat(out / name).st_mtime_ns for name in tree(out)}
+    os.utime(out / 'b.jpg', (1, 1))  # older than its source
+    Image.fromarray(PHOTO).save(out / 'a.png')  # of another size
+    run(checkpoints, '--input', album, '--output', out)
+    assert '2 written, 1 already there' in capsys.readouterr().out
+    run(checkpoints, '--input', album, '--output', out, '--overwrite')
+    assert '3 written' in capsys.readouterr().out
+
+
+def test_the_output_folder_may_lie_in_the_input(album, checkpoints):
+    for _ in range(2):
+        run(checkpoints, '--input', album, '--output', album / 'large')
+    assert tree(album / 'large') == ['a.png', 'b.jpg', 'sub/c.png']
+
+
+def test_a_bad_file_does_not_stop_the_others(tmp_path, album, checkpoints, capsys):
+    (album / 'aa.png').write_bytes((album / 'a.png').read_bytes()[:900])
+    (album / 'ab.jpg').write_text('no picture')
+    with pytest.raises(SystemExit) as stop:
+        run(checkpoints, '--input', album, '--output', tmp_path / 'out')
+    assert stop.value.code == 1
+    printed = capsys.readouterr()
+    assert '3 written, 0 already there, 2 failed' in printed.out
+    assert printed.err.count('aa.png') == printed.err.count('ab.jpg') == 2  # at once, and at the end
+    assert tree(tmp_path / 'out') == ['a.png', 'b.jpg', 'sub/c.png']
+
+
+def test_patterns_and_several_files(tmp_path, album, checkpoints):
+    run(checkpoints, '--input', album / '*.png', '--output', tmp_path / 'out')
+    assert tree(tmp_path / 'out') == ['a.png']
+    run(checkpoints, '--input', album / '**' / '*', '--output', tmp_path / 'deep')
+    assert tree(tmp_path / 'deep') == ['a.png', 'b.jpg', 'c.png']
+    run(checkpoints, '--input', album / 'a.png', album / 'sub', '--output', tmp_path / 'two')
+    assert tree(tmp_path / 'two') == ['a.png', 'c.png']
+    run(checkpoints, '--input', album / 'a.png', '--output', f'{tmp_path}/two/new/')
+    assert tree(tmp_path / 'two' / 'new') == ['a.png']
+    odd = album / 'x[1].png'  # a name, though it looks like a pattern
+    Image.fromarray(PHOTO).save(odd)
+    run(checkpoints, '--input', odd, '--output', tmp_path / 'odd.png')
+    assert (tmp_path / 'odd.png').exists()
+
+
+def test_inputs_that_make_no_sense(tmp_path, album, checkpoints):
+    (tmp_path / 'empty').mkdir()
+    Image.fromarray(PHOTO).save(album / 'b.png')
+    for inputs, output, message in [
+            ([tmp_path / 'empty'], 'out', 'no picture or video'), ([album / '*.xyz'], 'out', 'no picture or video'),
+            ([album / 'a.png', album / 'b.png'], album / 'b.jpg', 'found a file, wanted a folder'),
+            ([album / 'a.png', album / 'sub' / '..' / 'a.png'], album / '..' / 'album', 'would be overwritten'),
+            ([album / 'a.png'], album / 'sub' / '..' / 'a.png', 'would be overwritten'),
+            ([album, album / 'sub' / 'c.bmp', tmp_path / 'c.png'], 'out', None)]:
+        if message:
+            with pytest.raises(UserError, match=message):
+                run(checkpoints, '--input', *inputs, '--output', tmp_path / output)
+    Image.fromarray(PHOTO).save(album / 'a.bmp')
+    with pytest.raises(UserError, match='a.bmp and .*a.png would both be written to .*a.png'):
+        run(checkpoints, '--input', album, '--output', tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+# Models and outputs that do not do.
+
+@pytest.mark.parametrize('model, message', [
+    ('encoder', 'has no decoder'), ('fixed', 'only pixels at x2'), ('cut', 'cut short'), ('text', 'not a checkpoint'),
+    ('broken', 'NaN in float32')])
+def test_unfit_checkpoints(tmp_path, upscale, model, message):
+    with pytest.raises(UserError, match=message):
+        upscale(PHOTO, '--scale', '3', model=model)
+    assert os.listdir(tmp_path) == ['in.png']
+
+
+def test_a_fixed_scale_model_at_its_scale(upscale):
+    assert Image.open(upscale(PHOTO, '--scale', '2', model='fixed')).size == (126, 82)
+
+
+def test_outputs_that_cannot_be_written(tmp_path, upscale):
+    (tmp_path / 'file').write_text('')
+    for name, message in [('file/x.png', 'file'), ('x.xyz', 'xyz'), ('x.mp4', 'mp4'), ('x.webp', '16383')]:
+        with pytest.raises(UserError, match=message):
+            upscale(PHOTO, '--resolution', '2,17000', name=name)
+    assert sorted(os.listdir(tmp_path)) == ['file', 'in.png']
+    with pytest.raises(UserError, match='/dev/full|/proc|cannot be written|Read-only|Permission|No such file'):
+        upscale(PHOTO, '--scale', '2', name='/proc/1/none/x.png')
+
+
+def test_default_weights(tmp_path, checkpoints, monkeypatch, capsys):
+    with pytest.raises(UserError, match='no weights come with this copy.*quickstart'):
+        weights.default_model(str(tmp_path))
+    for age, name in enumerate(['new', 'old']):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'model.pth').write_bytes(open(checkpoints['liif'], 'rb').read())
+        os.utime(tmp_path / name / 'model.pth', (1000 - age, 1000 - age))
+    assert weights.default_model(str(tmp_path)) == str(tmp_path / 'new' / 'model.pth')
+    (tmp_path / 'default.txt').write_text('old\n')
+    assert weights.default_model(str(tmp_path)) == str(tmp_path / 'old' / 'model.pth')
+    monkeypatch.setattr(demo, 'default_model', lambda: str(tmp_path / 'new' / 'model.pth'))
+    Image.fromarray(PHOTO).save(tmp_path / 'in.png')
+    demo.main(['--input', str(tmp_path / 'in.png'), '--output', str(tmp_path / 'out.png'), '--scale', '2'])
+    assert 'comes with the project' in capsys.readouterr().out and (tmp_path / 'out.png').exists()
+
+
+# Video.
+
+def gif(path, times, size=(24, 31)):
+    frames = [Image.fromarray(np.roll(PHOTO, 9 * i, 1)[:size[0], :size[1]]).quantize(128) for i in range(len(times))]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
+    return str(path)
+
+
+@pytest.mark.parametrize('times', [[50, 200, 70, 500], [100, 100, 100]])
+def test_gif_frames_keep_their_times(tmp_path, upscale, checkpoints, times):
+    pytest.importorskip('imageio_ffmpeg')
+    source = gif(tmp_path / 'in.gif', times)
+    with Image.open(upscale(source, '--scale', '1.5', name='out.gif')) as found:
+        assert [frame.info['duration'] for frame in ImageSequence.Iterator(found)] == times and found.size == (47, 36)
+    first = np.array(Image.open(source).convert('RGB'))
+    found = pixels(upscale(source, '--scale', '1.5', name='still.png'))  # the first frame
+    assert np.array_equal(found, reference(checkpoints['liif'], first, (36, 47)))
+    assert np.abs(np.asarray(Image.open(tmp_path / 'out.gif').convert('RGB')).astype(int) - found).mean() < 3
+
+
+@pytest.fixture(scope='session')
+def clip(tmp_path_factory):
+    """A video of 12 frames, 32x24, at 30000/1001 a second, with sound; and how to ask ffmpeg."""
+    exe = pytest.importorskip('imageio_ffmpeg').get_ffmpeg_exe()
+    path = str(tmp_path_factory.mktemp('clip') / 'in.mp4')
+    subprocess.run([exe, '-loglevel', 'error', '-f', 'lavfi', '-i', 'testsrc=s=32x24:r=30000/1001:d=0.4', '-f', 'lavfi',
+                    '-i', 'sine=440:d=0.4', '-pix_fmt', 'yuv420p', '-shortest', path], check=True)
+
+    def ask(video):
+        done = subprocess.run([exe, '-hide_banner', '-i', video, '-map', '0:v', '-f', 'null', '-'], capture_output=True,
+                              text=True)
+        return done.stderr.split('Output #0')[0], int(done.stderr.rsplit('frame=', 1)[1].split()[0])
+    return path, ask
+
+
+@pytest.mark.parametrize('name, size', [('out.mp4', (36, 48)), ('out.mp4', (37, 51)), ('out.webm', (37, 51)),
+                                        ('out.mkv', (36, 48)), ('out.gif', (37, 51))])
+def test_video_keeps_size_rate_and_sound(tmp_path, upscale, clip, name, size, capsys):
+    path, ask = clip
+    output = upscale(path, '--resolution', f'{size[0]},{size[1]}', name=name)
+    text, frames = ask(output)
+    assert f' {size[1]}x{size[0]}' in text and frames == ask(path)[1]
+    if not name.endswith('.gif'):
+        assert '29.97 fps' in text and 'Audio:' in text
+    printed = capsys.readouterr().out
+    assert f'x {frames} frames' in printed and ('4:4:4' in printed) == (name == 'out.mp4' and size == (37, 51))
+    assert sorted(os.listdir(tmp_path)) == [name]
+
+
+def test_video_colours_are_those_of_the_picture(tmp_path, upscale, clip):
+    video = demo.videos
+    frames = [np.repeat(np.repeat(np.uint8([[[200, 40, 30], [20, 180, 60]], [[30, 50, 190], [120, 120, 120]]]), 24, 0),
+                        24, 1)] * 3
+    for name in ('a.mp4', 'b.webm'):
+        video.write_video(str(tmp_path / name), frames, (48, 48), 25)
+        again = list(video.read_video(str(tmp_path / name)).frames())
+        middle = np.s_[8:48:24, 8:48:24]
+        assert len(again) == 3 and np.abs(again[1][middle].astype(int) - frames[1][middle]).max() <= 4
+
+
+def test_still_frames_are_rendered_once(tmp_path, monkeypatch):
+    count = []
+    monkeypatch.setattr(Renderer, 'encode', lambda self, img: count.append(1) or render.Scene(self, img))
+    frames = [PHOTO[:9, :9]] * 4 + [PHOTO[1:10, :9]]
+    video = demo.videos.Video((9, 9), 25, 5, lambda: iter(frames), 4)
+    assert len(list(demo.render_frames(video, Renderer(small_model()), (18, 18), None))) == 5 and len(count) == 2
+
+
+def test_bad_videos(tmp_path, upscale, clip, monkeypatch):
+    path, _ = clip
+    bad = str(tmp_path / 'bad.mp4')
+    for data in (b'', b'no video' * 50, open(path, 'rb').read()[:3000]):
+        with open(bad, 'wb') as f:
+            f.write(data)
+        with pytest.raises(UserError, match='bad.mp4|no frame') as error:
+            upscale(bad, '--scale', '2', name='out.mp4')
+        assert '\n' not in str(error.value)
+    (tmp_path / 'bad.gif').write_bytes(b'GIF89a' + b'\1' * 30)
+    for source, options, name, message in [
+            (str(tmp_path / 'bad.gif'), ['--scale', '2'], 'out.gif', 'bad.gif'),
+            (path, ['--scale', '2'], 'out.png', "found '.png', wanted the name of a video"),
+            (path, ['--scale', '2', '--region', '0,0,99,9'], 'out.mp4', 'inside the image of 32x24'),
+            (path, ['--resolution', '2,17000'], 'out.mp4', 'cannot be written as a video'),
+            (str(tmp_path / 'none.mp4'), ['--scale', '2'], 'out.mp4', 'does not exist')]:
+        with pytest.raises(UserError, match=message):
+            upscale(source, *options, name=name)
+    monkeypatch.setitem(sys.modules, 'imageio_ffmpeg', None)
+    with pytest.raises(UserError, match='pip install imageio-ffmpeg'):
+        upscale(path, '--scale', '2', name='out.mp4')
+    assert sorted(os.listdir(tmp_path)) == ['bad.gif', 'bad.mp4']
