@@ -357,6 +357,8 @@ def _finish(picture, size, rectangles, region, depth, keep_alpha):
     y, x = _axes(picture.size, size, region)
     for top, left, rgb in rectangles:
         rows, columns = rgb.shape[1:]
+        if not rgb.is_cuda or depth == 16:  # MPS lacks bicubic sampling, and 16-bit integers are a CPU's matter
+            rgb = rgb.cpu()
         if len(picture.colour) == 1:
             rgb = rgb.mean(dim=0, keepdim=True)
         if picture.alpha is not None:

@@ -1,5 +1,6 @@
 """demo.py: every option, on photographs of every kind, and what it says to wrong ones."""
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -415,6 +416,24 @@ def test_outputs_that_cannot_be_written(tmp_path, upscale):
     assert sorted(os.listdir(tmp_path)) == ['file', 'in.png']
     with pytest.raises(UserError, match='/dev/full|/proc|cannot be written|Read-only|Permission|No such file'):
         upscale(PHOTO, '--scale', '2', name='/proc/1/none/x.png')
+
+
+@pytest.mark.parametrize('error', [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory_is_one_line(tmp_path, upscale, monkeypatch, error):
+    def encode(self, image):
+        raise error
+    monkeypatch.setattr(Renderer, 'encode', encode)
+    with pytest.raises(UserError, match='in.png: the memory does not suffice: add --tile'):
+        upscale(PHOTO, '--scale', '2')
+
+
+def test_every_option_is_documented(capsys):
+    with pytest.raises(SystemExit):
+        demo.main(['--help'])
+    options = set(re.findall(r'--[a-z-]+', capsys.readouterr().out)) - {'--help'}
+    with open(os.path.join(ROOT, 'docs', 'demo.md')) as f:
+        documented = set(re.findall(r'--[a-z-]+', f.read()))
+    assert options == documented and len(options) > 15
 
 
 def test_default_weights(tmp_path, checkpoints, monkeypatch, capsys):
