@@ -1,60 +1,98 @@
-"""Evaluate a checkpoint:  python test.py --config configs/test/test-set5-2.yaml --model M.pth [--gpu 0]
+"""Measure models:
 
-Prints a last line `result: PSNR` in dB. The config names the data, `data_norm`, `eval_type` and `eval_bsize`; see
-docs/configs.md.
+    python test.py --config configs/test/test-set5-2.yaml --model M.pth [--gpu 0]     # one data set at one scale
+    python test.py --suite benchmark --model M.pth bicubic                            # all of the paper's Table 2
+    python test.py --suite div2k --scales 1.5 2.7 2x3.5 --model RDN-LIIF=M.pth        # any scale; a label for the model
+
+--config prints a last line `result: PSNR` in dB. --suite prints tables beside the published figures and writes them to
+the output folder, where results are kept, so that a second start measures only what is missing (docs/evaluation.md).
 """
 import argparse
 import os
 
-import torch
 from tqdm import tqdm
 
-import datasets
-from datasets.loader import make_loader
-from engine.batch import unpack
-from engine.checkpoint import load_model
+from engine import report
 from engine.config import load_config
-from engine.device import autocast
-from engine.evaluate import batch_psnr, batched_predict, eval_psnr  # noqa: F401 (the last two: importable from here)
+from engine.evaluate import batched_predict, eval_psnr  # noqa: F401 (importable from here)
+from engine.measure import Options, mean_of, measure, open_model, run_suite
+from engine.metrics import make_lpips
 from engine.runtime import run_program, select_device
-from utils import Averager
+from engine.suite import locate, open_data, read_suite
+from utils import UserError
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config', required=True, help='a test config, such as configs/test/test-set5-2.yaml')
-    parser.add_argument('--model', required=True, help='a checkpoint written by train_liif.py')
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument('--config', help='a test config, such as configs/test/test-set5-2.yaml')
+    what.add_argument('--suite', help='benchmark, div2k, celebAHQ, all, continuous, or the path of a .yaml file')
+    parser.add_argument('--model', nargs='+', required=True, metavar='MODEL',
+                        help='a checkpoint, LABEL=CHECKPOINT, bicubic, bilinear or nearest; --suite takes several')
     parser.add_argument('--gpu', help="a GPU's number, or cpu; the first GPU there is when absent")
-    parser.add_argument('--per-image', action='store_true', help='a line for each image')
-    parser.add_argument('--ema', action='store_true', help="use the checkpoint's averaged weights")
+    parser.add_argument('--data', metavar='ROOT', help='where the data sets are, instead of ./load')
+    parser.add_argument('--precision', choices=['float32', 'bf16', 'fp16'], help="instead of the config's")
+    parser.add_argument('--self-ensemble', action='store_true', help='average over the eight flips and transposes')
+    parser.add_argument('--tile', type=int, help='encode in tiles of so many input pixels a side: less memory')
+    parser.add_argument('--ssim', action='store_true', help='measure SSIM, too')
+    parser.add_argument('--lpips', action='store_true', help='measure LPIPS, too (package lpips and its weights)')
+    parser.add_argument('--ema', action='store_true', help="use the checkpoints' averaged weights")
     parser.add_argument('--workers', type=int, help='processes that read images; as many as pay when absent')
-    parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='override a key of the config')
+    one = parser.add_argument_group('with --config')
+    one.add_argument('--per-image', action='store_true', help='a line for each image')
+    one.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='override a key of the config')
+    many = parser.add_argument_group('with --suite')
+    many.add_argument('--scales', nargs='+', metavar='S', help='only these: 2, 2.7, or 2x3.5 (vertical x horizontal)')
+    many.add_argument('--output', metavar='FOLDER', help='of tables and results; out/results when absent')
+    many.add_argument('--fresh', action='store_true', help='measure again what the output folder holds')
     args = parser.parse_args(argv)
+    others = {'--per-image': args.per_image, '--set': args.set} if args.suite else \
+        {'--scales': args.scales, '--output': args.output, '--fresh': args.fresh}
+    for flag, given in others.items():
+        if given:
+            parser.error(f'{flag} goes with {"--config" if args.suite else "--suite"}')
 
-    config = load_config(args.config, args.set, kind='test')
     device = select_device(args.gpu)
-    model, _ = load_model(args.model, device, ema=args.ema)
-    spec = config['test_dataset']
-    data = datasets.make(spec['wrapper'], args={'dataset': datasets.make(spec['dataset'])})
-    loader = make_loader(data, spec['batch_size'], seed=config.get('seed', 0), train=False, num_workers=args.workers,
-                         device_type=device.type)
-    mean = Averager()
-    with autocast(device, config.get('precision')):
-        progress = tqdm(loader, desc='test', leave=False)
-        for batch in progress:
-            psnr, _ = batch_psnr(model, unpack(batch, device), config.get('data_norm'), config.get('eval_type'),
-                                 config.get('eval_bsize'))
-            mean.add(psnr, len(batch['inp']))
-            progress.set_description(f'test {mean.item():.4f}')
+    options = Options(args.precision, args.self_ensemble, args.tile, args.ssim,
+                      make_lpips(device) if args.lpips else None, args.ema)
+    (test_suite if args.suite else test_config)(args, device, options)
+
+
+def test_config(args, device, options):
+    if len(args.model) > 1:
+        raise UserError(f'--config measures one model, found {len(args.model)}: use --suite, or one --model')
+    config = load_config(args.config, args.set, kind='test', check_paths=args.data is None)
+    dataset, missing = locate(config['test_dataset']['dataset'], args.data)
+    if missing:
+        raise UserError(f'{args.config}: there is no {missing}; correct --data')
+    candidate = open_model(args.model[0], device, args.ema)
+    data, rows = open_data(config, dataset), []
+    with tqdm(total=len(data), desc='test', leave=False) as progress:
+        for row in measure(candidate, config, data, device, options, args.workers):
+            rows.append(row)
+            progress.update(row['count'])
+            progress.set_description(f'test {mean_of(rows):.4f}')
             if args.per_image:
-                progress.write(f'{name_of(data, batch["index"])}: {psnr:.4f}')
-    print(f'result: {mean.item():.4f}')
+                progress.write(f'{row["image"]}: {row["psnr"]:.4f}')
+    for metric in ('ssim', 'lpips'):
+        if metric in rows[0]:
+            print(f'{metric}: {mean_of(rows, metric):.4f}')
+    print(f'result: {mean_of(rows):.4f}')
 
 
-def name_of(data, index):
-    """File names of the samples of a batch."""
-    paths = (data.dataset.path(i) for i in index.tolist())
-    return ', '.join(os.path.basename(path if isinstance(path, str) else path[-1]) for path in paths)
+def test_suite(args, device, options):
+    output = args.output or os.path.join('out', 'results')
+    cases = read_suite(args.suite, args.scales, args.data)
+    outcome = run_suite(cases, args.model, device, output, options, args.workers, args.fresh)
+    name = os.path.splitext(os.path.basename(args.suite))[0]
+    if outcome.runs:
+        print(f'\n{report.write(output, name, outcome)}\n\n{os.path.join(output, name)}.md, .csv, .json')
+    elif not outcome.problems:
+        raise UserError('nothing was measured: ' + '; '.join(report.not_measured(outcome)[:2]) + '; python '
+                        'scripts/prepare_data.py gets the data, --data ROOT says where it is')
+    problems = report.problem_lines(outcome.problems)
+    if problems:
+        raise UserError(f'{len(outcome.runs)} results are complete, these are not: ' + '; '.join(problems))
 
 
 if __name__ == '__main__':

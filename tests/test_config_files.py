@@ -27,7 +27,8 @@ from utils import make_coord, normalize
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FILES = sorted(os.path.relpath(path, os.path.join(ROOT, 'configs'))
-               for path in glob.glob(os.path.join(ROOT, 'configs', '**', '*.yaml'), recursive=True))
+               for path in glob.glob(os.path.join(ROOT, 'configs', '**', '*.yaml'), recursive=True)
+               if os.path.basename(os.path.dirname(path)) != 'suites')
 TRAIN = [name for name in FILES if not name.startswith('test/')]
 TEST = [name for name in FILES if name.startswith('test/')]
 DIV2K = [name for name in TRAIN if name.startswith('train-div2k')]

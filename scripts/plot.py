@@ -1,0 +1,157 @@
+"""Figures (with matplotlib, pip install matplotlib):
+
+    python scripts/plot.py psnr out/results/continuous.json --data DIV2K --output psnr.png    # PSNR against scale
+    python scripts/plot.py training save/_RUN save/_OTHER --output curves.png                 # from the runs' log.txt
+    python scripts/plot.py cost benchmarks/results --output cost.png                          # time and memory
+
+psnr takes what test.py --suite wrote, files or folders, and shows every model in them beside the published figures;
+`test.py --suite continuous` measures at scales from x1 to x30. cost takes what benchmarks/run.py wrote.
+"""
+import argparse
+import glob
+import json
+import math
+import os
+import re
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from engine import report  # noqa: E402 (the path comes first)
+from engine.run_folder import LOG  # noqa: E402
+from engine.runtime import run_program  # noqa: E402
+from engine.suite import case_factor  # noqa: E402
+from utils import UserError, atomic_write  # noqa: E402
+
+EPOCH = re.compile(r'epoch (\d+)/\d+: rate (\S+), loss (\S+?),(?: val psnr (\S+))?')
+TICKS = (1, 1.5, 2, 3, 4, 6, 8, 12, 18, 24, 30)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('figure', choices=('psnr', 'training', 'cost'))
+    parser.add_argument('paths', nargs='+', metavar='PATH', help='results, run folders, or results of benchmarks')
+    parser.add_argument('--data', help='psnr: the data set, when the results are of several')
+    parser.add_argument('--output', required=True, help='.png, .pdf or .svg')
+    args = parser.parse_args(argv)
+    if os.path.splitext(args.output)[1] not in ('.png', '.pdf', '.svg'):
+        raise UserError(f'--output: found {args.output!r}, wanted a name that ends in .png, .pdf or .svg')
+    if args.figure == 'psnr':
+        curves = psnr_curves(args.paths, args.data)
+        figure = draw([('scale', 'PSNR in dB', curves, {'log': True, 'ticks': TICKS})])
+    elif args.figure == 'training':
+        losses, psnr = training_curves(args.paths)
+        figure = draw([('epoch', 'training loss', losses, {}), ('epoch', 'validation PSNR in dB', psnr, {})])
+    else:
+        seconds, memory = cost_curves(args.paths)
+        figure = draw([('megapixels of output', 'seconds', seconds, {'log': True, 'log_y': True}),
+                       ('megapixels of output', 'peak memory beyond the output, MB', memory, {'log': True, 'log_y': True})])
+    os.makedirs(os.path.dirname(os.path.abspath(args.output)), exist_ok=True)
+    with atomic_write(args.output) as f:
+        figure.savefig(f, format=os.path.splitext(args.output)[1][1:], dpi=150)
+    print(args.output)
+
+
+def psnr_curves(paths, data=None):
+    """{label: [(scale, dB)]} of the results in the files, and of the published rows their models compare with. Scales
+    that differ between the axes, and infinite PSNR, are left out."""
+    runs = report.read_results(paths)
+    found = sorted({run['data'] for run in runs})
+    if data is None and len(found) > 1 or data is not None and data not in found:
+        raise UserError(f'--data: found {data}, wanted one of {", ".join(found)}, which the results are of')
+    curves, rows = {}, {}
+    for run in runs:
+        vertical, horizontal = case_factor(run['scale'])
+        if run['data'] == (data or found[0]) and vertical == horizontal and math.isfinite(float(run['psnr'])):
+            curves.setdefault(report.label_of(run), []).append((vertical, run['psnr']))
+            rows[report.paper_row(run['model'], run['data'])] = True
+    for row, figures in report.paper_figures(data or found[0]).items():
+        if row in rows:
+            curves[f'{row} (published)'] = [(case_factor(scale)[0], psnr) for scale, psnr in figures.items()]
+    return {label: sorted(points) for label, points in curves.items()}
+
+
+def training_curves(folders):
+    """({run: [(epoch, loss)]}, {run: [(epoch, dB)]}) from the logs of run folders; of an epoch that was repeated after
+    an interruption, the last."""
+    losses, psnr = {}, {}
+    for folder in folders:
+        try:
+            with open(os.path.join(folder, LOG), encoding='utf-8') as f:
+                epochs = {int(m.group(1)): m for m in map(EPOCH.match, f) if m}
+        except OSError as error:
+            raise UserError(f'{folder} has no {LOG} ({error.strerror}): give run folders, such as save/_NAME') from None
+        if not epochs:
+            raise UserError(f'{os.path.join(folder, LOG)} tells of no complete epoch yet')
+        name = os.path.basename(os.path.normpath(folder)).lstrip('_')
+        losses[name] = [(epoch, float(m.group(3))) for epoch, m in sorted(epochs.items())]
+        measured = [(epoch, float(m.group(4))) for epoch, m in sorted(epochs.items()) if m.group(4)]
+        if measured:
+            psnr[name] = measured
+    return losses, psnr
+
+
+def cost_curves(paths):
+    """({curve: [(megapixels, seconds)]}, {curve: [(megapixels, MB)]}) of decoding, by device and method."""
+    seconds, memory = {}, {}
+    files = [file for path in paths for file in
+             (sorted(glob.glob(os.path.join(glob.escape(path), '*.json'))) if os.path.isdir(path) else [path])]
+    for file in files:
+        try:
+            with open(file, encoding='utf-8') as f:
+                results = json.load(f)
+        except (OSError, ValueError) as error:
+            raise UserError(f'{file} cannot be read as JSON ({error})') from None
+        if not isinstance(results, dict) or 'machine' not in results:
+            continue
+        device = results['machine']['name']
+        for case in results.get('decode', {}).get('result', {}).get('cases', []):
+            for precision in ('float32', 'bf16'):
+                for side, name in (('fast', 'here'), ('textbook', 'textbook')):
+                    seconds.setdefault(f'{name}, {precision}, {device}', []).append(
+                        (megapixels(case), sum(case[precision][side].values())))
+        measured = results.get('memory', {}).get('result', {})
+        for case in measured.get('cases', []) + measured.get('curve', []):
+            for side, name in (('fast', 'here'), ('textbook', 'textbook')):
+                if case[side]['beyond_output_mb'] is not None:
+                    memory.setdefault(f'{name}, {device}', []).append((megapixels(case), case[side]['beyond_output_mb']))
+    if not seconds and not memory:
+        raise UserError(f'no results of benchmarks/run.py in {", ".join(paths)}: run it first')
+    return [{label: sorted(points) for label, points in curves.items()} for curves in (seconds, memory)]
+
+
+def megapixels(case):
+    h, w = case['input']
+    return h * w * case['scale'] ** 2 / 1e6
+
+
+def draw(panels):
+    """A figure of panels side by side. panels: [(x label, y label, {label: [(x, y)]}, {log, log_y, ticks})]; a panel
+    without curves is left out."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError('figures need matplotlib: pip install matplotlib') from None
+    panels = [panel for panel in panels if panel[2]]
+    figure = Figure(figsize=(7 * len(panels), 4.5), layout='constrained')
+    for axes, (x_label, y_label, curves, options) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+        for label, points in curves.items():
+            published = label.endswith('(published)')
+            axes.plot(*zip(*points), label=label, marker='x' if published else '.', linestyle=':' if published else '-')
+        axes.set(xlabel=x_label, ylabel=y_label)
+        if options.get('log'):
+            axes.set_xscale('log')
+        if options.get('log_y'):
+            axes.set_yscale('log')
+        if options.get('ticks'):
+            low, high = axes.get_xlim()
+            shown = [tick for tick in options['ticks'] if low <= tick <= high]
+            axes.set_xticks(shown, [f'x{tick:g}' for tick in shown])
+            axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+if __name__ == '__main__':
+    run_program(main)
