@@ -1,0 +1,80 @@
+"""One image at sizes that grow continuously, as a GIF (or a video, or PNG frames).
+
+    python scripts/change_resolution.py face.png --output growing.gif
+    python scripts/change_resolution.py photo.jpg --input-size 64 --start 32 --end 640 --output growing.gif
+"""
+import argparse
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import numpy as np  # noqa: E402 (the path comes first)
+import torch  # noqa: E402
+
+from engine.api import to_tensor  # noqa: E402
+from engine.figures import (GROUND, View, add_model_arguments, as_image, blank, check_size, ease,  # noqa: E402
+                            positive, renderer_of, save_animation, tag)
+from engine.imresize import imresize  # noqa: E402
+from engine.runtime import run_program  # noqa: E402
+from utils import UserError  # noqa: E402
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('image')
+    parser.add_argument('--output', required=True, help='.gif, .mp4, .webm; without suffix: a folder of PNG frames')
+    parser.add_argument('--start', type=int, default=32, help='the first size, of the longer side, in pixels; 32')
+    parser.add_argument('--end', type=int, default=640, help='the last one; 640')
+    parser.add_argument('--input-size', type=int, metavar='N', help='first reduce the image to N pixels on its longer '
+                        'side, which is all that the model then sees; as it is when absent')
+    parser.add_argument('--seconds', type=float, default=6, help='how long; 6')
+    parser.add_argument('--fps', type=float, default=12.5, help='frames a second; 12.5')
+    add_model_arguments(parser)
+    args = parser.parse_args(argv)
+
+    positive('start', args.start), positive('end', args.end)
+    count = max(2, round(positive('seconds', args.seconds, most=3600) * positive('fps', args.fps, most=100)))
+    img = to_tensor(args.image)
+    if args.input_size is not None:
+        img = reduce(img, args.input_size)
+    view = View(renderer_of(args), img)
+    canvas = fit(view.size, max(args.start, args.end))
+    check_size(canvas)
+    hold = round(args.fps / 2)  # a moment of rest before it starts over
+    frames = grow(view, canvas, args.start, args.end, count - hold, hold) if count > hold + 1 else \
+        grow(view, canvas, args.start, args.end, count, 0)
+    save_animation(args.output, frames, count, canvas, args.fps, os.path.basename(args.output))
+    print(f'{args.output}: {count} frames of {canvas[1]}x{canvas[0]}')
+
+
+def fit(size, longest):
+    """(H, W) of the image with `longest` pixels on its longer side."""
+    return tuple(max(1, round(n * longest / max(size))) for n in size)
+
+
+def reduce(img, longest):
+    """img (3, h, w), reduced with antialiasing to `longest` pixels on its longer side."""
+    if not 0 < longest <= max(img.shape[-2:]):
+        raise UserError(f'--input-size: found {longest}, wanted 1 to {max(img.shape[-2:])}, the longer side of the image')
+    pixels = (img * 255 + 0.5).to(torch.uint8).permute(1, 2, 0).numpy()
+    return to_tensor(imresize(pixels, fit(img.shape[-2:], longest)))
+
+
+def grow(view, canvas, start, end, count, hold):
+    """Frames of size `canvas`, the image in the middle; the last one stays for `hold` more."""
+    for i in range(count):
+        longest = start * (end / start) ** ease(i / (count - 1))
+        size = [min(full, n + (full - n) % 2) for n, full in zip(fit(view.size, longest), canvas)]  # stays in the middle
+        frame = blank(canvas, GROUND)
+        picture = view.render(tuple(size))
+        frame.paste(as_image(picture), ((canvas[1] - size[1]) // 2, (canvas[0] - size[0]) // 2))
+        tag(frame, f'{size[1]} x {size[0]}', 'left')
+        tag(frame, f'from {view.size[1]} x {view.size[0]}', 'right')
+        yield np.asarray(frame)
+    for _ in range(hold):
+        yield np.asarray(frame)
+
+
+if __name__ == '__main__':
+    run_program(main)

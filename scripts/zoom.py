@@ -1,0 +1,110 @@
+"""A smooth zoom into an image, as a video, a GIF or PNG frames.
+
+    python scripts/zoom.py photo.jpg --factor 30 --output zoom.mp4
+    python scripts/zoom.py photo.jpg --centre 210,145.5 --factor 12 --beside --size 360,640 --fps 15 --output zoom.gif
+
+The image is encoded once. The speed is exponential, so that it looks even, and the ends are eased.
+"""
+import argparse
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import numpy as np  # noqa: E402 (the path comes first)
+
+from engine.api import to_numpy, to_tensor  # noqa: E402
+from engine.figures import (View, add_model_arguments, as_image, baseline, check_size, ease, positive,  # noqa: E402
+                            renderer_of, save_animation, tag)
+from engine.runtime import run_program  # noqa: E402
+from engine.sizes import parse  # noqa: E402
+from utils import UserError  # noqa: E402
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('image')
+    parser.add_argument('--output', required=True, help='.mp4, .gif, .webm; without suffix: a folder of PNG frames')
+    parser.add_argument('--centre', metavar='X,Y', help='where to, in source pixels; the middle when absent')
+    parser.add_argument('--factor', type=float, default=30, help='how far; 30')
+    parser.add_argument('--seconds', type=float, default=8, help='how long; 8')
+    parser.add_argument('--fps', type=float, default=30, help='frames a second; 30')
+    parser.add_argument('--size', metavar='H,W', default='480,640', help='of a frame, in pixels; 480,640')
+    parser.add_argument('--beside', action='store_true', help='the left half by bicubic interpolation, for comparison')
+    parser.add_argument('--back', action='store_true', help='zoom out again, for a GIF that loops')
+    add_model_arguments(parser)
+    args = parser.parse_args(argv)
+
+    size = parse('resolution', args.size)
+    check_size(size)
+    positive('factor', args.factor, most=10_000)
+    count = max(2, round(positive('seconds', args.seconds, most=3600) * positive('fps', args.fps, most=240)))
+    img = to_tensor(args.image)
+    centre = parse_centre(args.centre, img.shape[-2:])
+    renderer = renderer_of(args)
+    draw = Beside(renderer, img) if args.beside else View(renderer, img).render
+    path = zoom_path(img.shape[-2:], size, centre, args.factor)
+    steps = np.linspace(0, 1, count)
+    if args.back:
+        steps = 1 - abs(1 - 2 * np.arange(count) / count)  # the last frame is not the first again
+    frames = (draw(size, path(ease(t))) for t in steps)
+    save_animation(args.output, frames, count, size, args.fps, os.path.basename(args.output))
+    print(f'{args.output}: {count} frames of {size[1]}x{size[0]}')
+
+
+def parse_centre(text, size):
+    h, w = size
+    if text is None:
+        return w / 2, h / 2
+    try:
+        x, y = (float(part) for part in text.split(','))
+    except ValueError:
+        x = y = -1
+    if not (0 <= x <= w and 0 <= y <= h):
+        raise UserError(f'--centre: found {text!r}, wanted X,Y inside the image of {w}x{h} pixels')
+    return x, y
+
+
+def zoom_path(source, size, centre, factor):
+    """A function 0..1 -> region (x, y, width, height) in source pixels.
+
+    From the largest region of the frame's aspect, in the middle of the image, to one `factor` times smaller around
+    the centre. The edges move in proportion to the width, so one point of the picture stays where it is all along,
+    and the region never leaves the image.
+    """
+    (h, w), (rows, columns) = source, size
+    width = min(w, h * columns / rows)
+    height = min(h, w * rows / columns)
+    left, top = (w - width) / 2, (h - height) / 2
+    last_left = min(max(centre[0] - width / factor / 2, 0), w - width / factor)
+    last_top = min(max(centre[1] - height / factor / 2, 0), h - height / factor)
+
+    def region(t):
+        shrink = factor ** -t  # from 1 to 1 / factor
+        share = (1 - shrink) / (1 - 1 / factor) if factor != 1 else t
+        return (left + (last_left - left) * share, top + (last_top - top) * share, width * shrink, height * shrink)
+    return region
+
+
+class Beside:
+    """Frames whose left half is bicubic and whose right half is LIIF, of one region."""
+
+    def __init__(self, renderer, img):
+        self.view = View(renderer, img)
+        self.plain = baseline('bicubic').encode(img)
+
+    def __call__(self, size, region):
+        (height, width), (x, y, w, h) = size, region
+        half = width // 2
+        cut = w * half / width
+        left = to_numpy(self.plain.render((height, half), (x, y, cut, h), 'uint8'))
+        right = self.view.render((height, width - half), (x + cut, y, w - cut, h))
+        image = as_image(np.concatenate([left, right], axis=1))
+        image.paste('white', (half, 0, half + 1, height))
+        tag(image, 'bicubic', 'left')
+        tag(image, 'LIIF', 'right')
+        return np.asarray(image)
+
+
+if __name__ == '__main__':
+    run_program(main)
