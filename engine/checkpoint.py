@@ -178,7 +178,7 @@ def build_model(spec, path):
     """The model of a checkpoint's spec = {name, args, sd}, on the CPU. A spec that asks for a larger model than the
     file holds is refused before its memory is touched."""
     try:
-        with at_most(sum(value.numel() for value in spec['sd'].values())):
+        with at_most(len(spec['sd']), sum(value.numel() for value in spec['sd'].values())):
             return models.make(spec, load_sd=True)
     except UserError as error:
         raise UserError(f'checkpoint {path}: {error}') from None
@@ -188,15 +188,16 @@ def build_model(spec, path):
 
 
 @contextlib.contextmanager
-def at_most(count):
-    """Within `with`, a model can be built of about `count` numbers, not of many times that: a parameter is refused as
-    it is registered, before its memory is filled."""
-    left = 4 * count + 10 ** 6
+def at_most(parameters, numbers):
+    """Within `with`, a model can be built of so many parameters with so many numbers in all, not of many times that: a
+    parameter is refused as it is registered, before its memory is filled. (Some models register one twice.)"""
+    parameters, numbers = 4 * parameters + 100, 4 * numbers + 10 ** 6
 
     def take(module, name, parameter):
-        nonlocal left
-        left -= 0 if parameter is None else parameter.numel()
-        if left < 0:
+        nonlocal parameters, numbers
+        parameters -= 1
+        numbers -= 0 if parameter is None else parameter.numel()
+        if min(parameters, numbers) < 0:
             raise UserError('the model it describes is larger than the weights it holds; do not use it')
 
     handle = register_module_parameter_registration_hook(take)

@@ -14,6 +14,7 @@ import time
 import torch
 import torch.distributed as dist
 
+from datasets.images import cores
 from utils import UserError
 
 TIMEOUT = datetime.timedelta(minutes=30)
@@ -105,6 +106,7 @@ def launch(count):
         port = s.getsockname()[1]
     shared = {**os.environ, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'WORLD_SIZE': str(count),
               'LOCAL_WORLD_SIZE': str(count), 'LIIF_LAUNCHER': str(os.getpid())}
+    shared.setdefault('OMP_NUM_THREADS', str(max(1, cores() // count)))
     # Their own sessions: a key press reaches them once, through us, as one signal.
     processes = [subprocess.Popen([sys.executable, *sys.orig_argv[1:]], start_new_session=True,
                                   env={**shared, 'RANK': str(i), 'LOCAL_RANK': str(i)}) for i in range(count)]

@@ -48,7 +48,7 @@ class RunFolder:
             os.makedirs(path, exist_ok=True)
         except OSError as error:
             raise UserError(f'run folder {path} cannot be made ({error.strerror})') from error
-        for leftover in glob.glob(self.pattern('.epoch-*.pth.*')):
+        for leftover in glob.glob(self.pattern('.epoch-*.pth.*')) + glob.glob(self.pattern(f'.{CONFIG}.*')):
             os.unlink(leftover)  # of a process that was killed while it wrote
 
     def file(self, name):

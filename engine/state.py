@@ -73,7 +73,7 @@ class State:
                             f'({type(error).__name__}: {error}); start from its weights with --init') from error
 
     def _restore_optimizer(self, found):
-        """Its running means only: rate, betas and the like come from the config, which agrees with the checkpoint's."""
+        """Its running means, and the rate of the last step; the rest comes from the config, which agrees."""
         wanted = self.optimizer.state_dict()
         counts = [sum(len(group['params']) for group in sd['param_groups']) for sd in (found, wanted)]
         if counts[0] != counts[1]:
@@ -86,6 +86,8 @@ class State:
                     raise UserError(f'the optimizer state {key} of parameter {i} is {tuple(value.shape)}, wanted '
                                     f'{tuple(parameters[i].shape)}: start from the weights alone with --init')
         self.optimizer.load_state_dict({**wanted, 'state': found['state']})
+        for group, source in zip(self.optimizer.param_groups, found['param_groups']):
+            group['lr'] = source['lr']  # for the record: every step sets its own
 
     @torch.no_grad()
     def average(self):

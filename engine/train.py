@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 import datasets
+from datasets.check import check_headers
 from datasets.loader import BatchSampler, keyed_rng, make_loader
 from engine import distributed
 from engine.batch import unpack
@@ -224,10 +225,10 @@ def end_epoch(state, folder, psnr, seconds, epochs):
     if config['epoch_save'] and epoch % config['epoch_save'] == 0:
         names.append(f'epoch-{epoch}.pth')
     total = seconds / epochs * (config['epoch_max'] - epoch + epochs)
-    state.epoch, state.step, state.loss = epoch + 1, 0, Averager()
-    folder.save(state.checkpoint(), *names)
     folder.log(f'{line}, {duration(seconds)} of {duration(total)}')
     folder.scalars(scalars, epoch * state.steps)
+    state.epoch, state.step, state.loss = epoch + 1, 0, Averager()
+    folder.save(state.checkpoint(), *names)  # last: what is interrupted before is done again, what comes later is not
 
 
 # Smaller things.
@@ -239,6 +240,9 @@ def open_data(config, section, device, workers, folder):
     loader = make_loader(data, spec['batch_size'], config['seed'], training, workers, device.type, distributed.rank(),
                          distributed.world(), config['on_bad_image'])
     folder.log(f'{section}: {len(data)} samples, batches of {spec["batch_size"]}, {loader.num_workers} workers')
+    if folder.active:
+        for problem in check_headers(data, config['on_bad_image']):
+            folder.log(f'will be passed over: {problem}')
     return loader
 
 
