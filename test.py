@@ -9,11 +9,13 @@ the output folder, where results are kept, so that a second start measures only 
 """
 import argparse
 import os
+import sys
 
 from tqdm import tqdm
 
 from engine import report
 from engine.config import load_config
+from engine.device import autocast
 from engine.evaluate import batched_predict, eval_psnr  # noqa: F401 (importable from here)
 from engine.measure import Options, mean_of, measure, open_model, run_suite
 from engine.metrics import make_lpips
@@ -53,6 +55,7 @@ def main(argv=None):
             parser.error(f'{flag} goes with {"--config" if args.suite else "--suite"}')
 
     device = select_device(args.gpu)
+    autocast(device, args.precision)  # complains of what this device cannot do
     options = Options(args.precision, args.self_ensemble, args.tile, args.ssim,
                       make_lpips(device) if args.lpips else None, args.ema)
     (test_suite if args.suite else test_config)(args, device, options)
@@ -91,8 +94,11 @@ def test_suite(args, device, options):
         raise UserError('nothing was measured: ' + '; '.join(report.not_measured(outcome)[:2]) + '; python '
                         'scripts/prepare_data.py gets the data, --data ROOT says where it is')
     problems = report.problem_lines(outcome.problems)
+    for problem in problems:
+        print(f'failed: {problem}', file=sys.stderr)
     if problems:
-        raise UserError(f'{len(outcome.runs)} results are complete, these are not: ' + '; '.join(problems))
+        raise UserError(f'{len(problems)} things could not be measured, as named above; the other '
+                        f'{len(outcome.runs)} results are complete')
 
 
 if __name__ == '__main__':

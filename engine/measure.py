@@ -109,8 +109,8 @@ def check_norm(candidate, data_norm):
     """UserError when the checkpoint was trained with another normalization than the test config has."""
     wanted, found = (json.dumps(widened(norm or IDENTITY)) for norm in (candidate.norm or data_norm, data_norm))
     if candidate.norm is not None and wanted != found:
-        raise UserError(f'{candidate.about["file"]} was trained with data_norm {short_norm(candidate.norm)}, the test has '
-                        f'{short_norm(data_norm or IDENTITY)}: use a test config with the same data_norm')
+        raise UserError(f'{candidate.about["file"]} was trained with data_norm {short_norm(candidate.norm)}, the test '
+                        f'has {short_norm(data_norm or IDENTITY)}: use a test config with the same data_norm')
 
 
 def widened(norm):
@@ -160,8 +160,8 @@ def measure(candidate, config, data, device, options=Options(), workers=None):
             on_device = unpack(batch, device)
             whole = on_device['coord'] is None or dataset is not None
             if not whole and (renderer or options.ssim or options.lpips):
-                raise UserError('its queries are random pixels (sample_q), not an image: leave --self-ensemble, --tile, '
-                                '--ssim and --lpips out')
+                raise UserError('its queries are random pixels (sample_q), not an image: leave --self-ensemble, '
+                                '--tile, --ssim and --lpips out')
             if renderer is None:
                 with torch.no_grad(), autocast(device, precision):
                     psnr, pred = batch_psnr(model, on_device, norm, config['eval_type'], config['eval_bsize'])
@@ -243,7 +243,8 @@ def run_suite(cases, texts, device, output, options=Options(), workers=None, fre
                 if fits(candidate, case):
                     bar.set_description(f'{candidate.about["label"]}, {case.name}')
                     try:
-                        outcome.runs.append(one_run(candidate, case, files, device, output, options, workers, fresh, bar))
+                        outcome.runs.append(one_run(candidate, case, files, device, output, options, workers, fresh,
+                                                    bar))
                     except (UserError, torch.OutOfMemoryError) as error:
                         outcome.problems.append((candidate.about['label'], case.name, explain(error)))
                 bar.update(done + count - bar.n)
@@ -271,7 +272,8 @@ def one_run(candidate, case, files, device, output, options, workers, fresh, bar
         rows.append(row)
         bar.update(row['count'])
     run = {'format': RUN_FORMAT, 'model': candidate.about, 'data': case.data, 'scale': case.scale,
-           'config': case.config, 'options': {**options.key(), 'precision': options.precision or case.config['precision']},
+           'config': case.config,
+           'options': {**options.key(), 'precision': options.precision or case.config['precision']},
            'images': sum(row['count'] for row in rows), 'pooled_over': case.config['test_dataset']['batch_size'],
            **{metric: mean_of(rows, metric) for metric in ('psnr', 'ssim', 'lpips') if metric in rows[0]},
            'seconds': sum(row['seconds'] for row in rows), 'peak_memory_mb': peak_memory(device),

@@ -67,8 +67,9 @@ def architecture(spec, trained_with, data):
                if not args.get(key, True)]
     changes += [' -d'] if widths == [256] * 2 else []
     scales = trained_with.get('args') or {}
-    if trained_with.get('name') == 'sr-implicit-downsampled' and scales.get('scale_min', 1) == scales.get('scale_max'):
-        changes.append(f' x{scales["scale_max"]}')
+    if trained_with.get('name') == 'sr-implicit-downsampled':
+        low = scales.get('scale_min', 1)
+        changes += [f' x{low}'] if scales.get('scale_max', low) == low else []  # trained for one scale
     if decoder.get('name') != 'mlp' or widths not in ([256] * 4, [256] * 2) or len(changes) > 1:
         return None
     return 'LIIF' if faces and not changes else f'{name}-LIIF{"".join(changes)}'
@@ -84,12 +85,12 @@ def markdown(head, rows):
     return '\n'.join([lines[0], '|' + '|'.join('-' * (width + 2) for width in widths) + '|', *lines[1:]])
 
 
-def tables(runs, published='LIIF'):
+def tables(runs, published=('LIIF', 'Bicubic')):
     """The tables of some results, as Markdown: one for each way to measure PSNR, then SSIM and LPIPS where they were
     asked for. A cell reads: measured (published, difference).
 
-    published: which published rows stand below, those of this ending ('' for all, None for none), as long as no
-    measured row is compared with them.
+    published: the published rows that stand below, by the ends of their names, unless a measured one is compared with
+    them.
     """
     blocks = []
     for metric, (title, digits) in METRICS.items():
@@ -98,7 +99,7 @@ def tables(runs, published='LIIF'):
             if chosen:
                 blocks.append(f'{title}, {shaved}' + '; measured (published, difference):' * (metric == 'psnr')
                               + ':' * (metric != 'psnr'))
-                blocks.append(table(chosen, metric, digits, published if metric == 'psnr' else None))
+                blocks.append(table(chosen, metric, digits, published))
     return '\n\n'.join(blocks)
 
 
@@ -120,7 +121,7 @@ def table(runs, metric, digits, published):
                 reference.update(figures.get(row, {}))
             rows.append([data, label, *(cell(found.get(scale, {}).get(metric), reference.get(scale), digits)
                                         for scale in columns)])
-        for row, values in figures.items() if published is not None else ():
+        for row, values in figures.items():
             if row.endswith(published) and row not in compared and any(scale in values for scale in columns):
                 rows.append([data, f'{row} (published)', *(cell(values.get(scale), None, digits) for scale in columns)])
     return markdown(['data', 'model', *map(scale_label, columns)], rows)
@@ -151,7 +152,7 @@ def notes(runs):
         model = run['model']
         text = f'{model["parameters"]:,} parameters, sha256 {model["sha256"][:12]}' if model['parameters'] \
             else 'interpolation'
-        epoch = f', after {model["epoch"]} epochs' if model.get('epoch') else ''
+        epoch = f', epoch {model["epoch"]}' if model.get('epoch') else ''
         lines.append(f'{label}: {text}{epoch}; measured on {run["device"]}, torch {run["versions"]["torch"]}')
     for note in paper()['notes']:
         if any(run['data'] == note['data'] and paper_row(run['model'], run['data']) == note['row'] for run in runs):
@@ -183,9 +184,9 @@ def problem_lines(problems):
 
 # Files.
 
-def write(output, name, outcome):
-    """<output>/<name>.md, .csv and .json; returns the Markdown."""
-    text = tables(outcome.runs)
+def write(output, name, outcome, **options):
+    """<output>/<name>.md, .csv and .json; returns the Markdown. options: of `tables`."""
+    text = tables(outcome.runs, **options)
     for title, lines in (('', notes(outcome.runs)), ('Not measured:\n\n', not_measured(outcome))):
         if lines:
             text += '\n\n' + title + '\n'.join(f'- {line}' for line in lines)

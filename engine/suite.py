@@ -85,8 +85,8 @@ def read_suite(name, scales=None, data_root=None):
     unknown = set(wanted or ()) - {case.scale for case in cases}
     if unknown:
         listed = ', '.join(dict.fromkeys(str(scale) for test in tests for scale in test['scales']))
-        raise UserError(f'{where}: none of its tests has scale {", ".join(sorted(unknown))}: give some of {listed}, or, '
-                        f'for sets of images, any such as 2.7 or 2x3.5')
+        raise UserError(f'{where}: none of its tests has scale {", ".join(sorted(unknown))}: give some of {listed}, '
+                        f'or, for sets of images, any such as 2.7 or 2x3.5')
     return cases
 
 

@@ -44,8 +44,9 @@ def main(argv=None):
         figure = draw([('epoch', 'training loss', losses, {}), ('epoch', 'validation PSNR in dB', psnr, {})])
     else:
         seconds, memory = cost_curves(args.paths)
-        figure = draw([('megapixels of output', 'seconds', seconds, {'log': True, 'log_y': True}),
-                       ('megapixels of output', 'peak memory beyond the output, MB', memory, {'log': True, 'log_y': True})])
+        logs = {'log': True, 'log_y': True}
+        figure = draw([('megapixels of output', 'seconds', seconds, logs),
+                       ('megapixels of output', 'peak memory beyond the output, MB', memory, logs)])
     os.makedirs(os.path.dirname(os.path.abspath(args.output)), exist_ok=True)
     with atomic_write(args.output) as f:
         figure.savefig(f, format=os.path.splitext(args.output)[1][1:], dpi=150)
@@ -113,8 +114,9 @@ def cost_curves(paths):
         measured = results.get('memory', {}).get('result', {})
         for case in measured.get('cases', []) + measured.get('curve', []):
             for side, name in (('fast', 'here'), ('textbook', 'textbook')):
-                if case[side]['beyond_output_mb'] is not None:
-                    memory.setdefault(f'{name}, {device}', []).append((megapixels(case), case[side]['beyond_output_mb']))
+                megabytes = case[side]['beyond_output_mb']
+                if megabytes is not None:
+                    memory.setdefault(f'{name}, {device}', []).append((megapixels(case), megabytes))
     if not seconds and not memory:
         raise UserError(f'no results of benchmarks/run.py in {", ".join(paths)}: run it first')
     return [{label: sorted(points) for label, points in curves.items()} for curves in (seconds, memory)]

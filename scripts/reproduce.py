@@ -1,0 +1,284 @@
+"""The paper's tables, from training to the table:
+
+    python scripts/reproduce.py 1            # DIV2K (1), benchmark sets (2), ablations (3), CelebA-HQ (4)
+    python scripts/reproduce.py 1 2 --plan   # only say what is there, what is missing and what it costs
+    python scripts/reproduce.py --smoke      # walk all four on tiny data and tiny networks, to see that it works
+    python scripts/reproduce.py --readme     # write the committed results into README.md
+
+Trains what is not trained yet (save/_<config name>, going on where a run stopped), measures what is not measured yet
+(out/tables) and prints the table beside the published figures. It may be interrupted and started again at any time.
+"""
+import argparse
+import json
+import os
+import re
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+import numpy as np  # noqa: E402 (the path comes first)
+from PIL import Image  # noqa: E402
+
+from engine import report  # noqa: E402
+from engine.checkpoint import LAST, load_checkpoint  # noqa: E402
+from engine.config import load_config  # noqa: E402
+from engine.imresize import make_lr_folder  # noqa: E402
+from engine.measure import Options, Outcome, run_suite  # noqa: E402
+from engine.run_folder import folder_name  # noqa: E402
+from engine.runtime import run_program, select_device  # noqa: E402
+from engine.suite import locate, read_suite  # noqa: E402
+from utils import UserError, atomic_write  # noqa: E402
+
+FIXED = [f'train-div2k/train_{{}}-x{scale}' for scale in (2, 3, 4)]
+LIIF = 'train-div2k/train_edsr-baseline-liif'
+ABLATION = 'train-div2k/ablation/train_edsr-baseline-liif-'
+FACES = 'train-celebAHQ/train_celebAHQ-'
+# Table: its suite, and its rows: what is trained for them (one network a scale for those of a fixed scale), at which
+# scales of the suite it is measured (None: all it can).
+TABLES = {
+    '1': ('div2k', {
+        'Bicubic': {'bicubic': None},
+        'EDSR-baseline': {name.format('edsr-baseline'): None for name in FIXED},
+        'EDSR-baseline-MetaSR': {'train-div2k/train_edsr-baseline-metasr': None},
+        'EDSR-baseline-LIIF': {LIIF: None},
+        'RDN-MetaSR': {'train-div2k/train_rdn-metasr': None},
+        'RDN-LIIF': {'train-div2k/train_rdn-liif': None}}),
+    '2': ('benchmark', {
+        'Bicubic': {'bicubic': None},
+        'RDN': {name.format('rdn'): None for name in FIXED},
+        'RDN-MetaSR': {'train-div2k/train_rdn-metasr': None},
+        'RDN-LIIF': {'train-div2k/train_rdn-liif': None}}),
+    '3': ('div2k', {
+        'EDSR-baseline-LIIF': {LIIF: None},
+        **{f'EDSR-baseline-LIIF -{letter}': {ABLATION + letter: None} for letter in 'cued'},
+        **{f'EDSR-baseline-LIIF x{scale}': {f'{ABLATION}x{scale}': None} for scale in (2, 3, 4)}}),
+    '4': ('celebAHQ', {
+        'up-sampling modules': {f'{FACES}{scale}_upsample': [scale] for scale in ('64-128', '32-256')},
+        'LIIF': {f'{FACES}{scale}_liif': [scale] for scale in ('64-128', '32-256')}}),
+}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('tables', nargs='*', metavar='TABLE', help='1, 2, 3, 4')
+    parser.add_argument('--rows', nargs='+', metavar='ROW', help='only these rows of the tables, such as RDN-LIIF')
+    parser.add_argument('--plan', action='store_true', help='say what would be done, and do nothing')
+    parser.add_argument('--smoke', action='store_true', help='on tiny data in a temporary folder; all tables if none')
+    parser.add_argument('--readme', nargs='?', const=os.path.join(ROOT, 'README.md'), metavar='FILE',
+                        help='write the tables of the results below weights/ and benchmarks/results into it')
+    parser.add_argument('--gpu', help='as of train_liif.py: 0, or 0,1,2,3 to train on several, or cpu')
+    parser.add_argument('--precision', choices=['float32', 'bf16', 'fp16'], help='of measuring')
+    parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='override a key of trainings')
+    parser.add_argument('--tag', help='appended to the names of the run folders')
+    parser.add_argument('--workers', type=int, help='processes that read images')
+    parser.add_argument('--output', default=os.path.join('out', 'tables'), help='folder of results; out/tables')
+    args = parser.parse_args(argv)
+
+    if args.readme:
+        print(report.write_readme(args.readme))
+        return
+    numbers = args.tables or (list(TABLES) if args.smoke else [])
+    if not numbers or not set(numbers) <= set(TABLES):
+        raise UserError(f'found the tables {", ".join(numbers) or "none"}, wanted some of 1 (DIV2K), 2 (benchmark '
+                        f'sets), 3 (ablations), 4 (CelebA-HQ)')
+    rows = dict.fromkeys(row for number in numbers for row in TABLES[number][1])
+    unknown = set(args.rows or ()) - set(rows)
+    if unknown:
+        raise UserError(f'--rows: found {", ".join(sorted(unknown))}, wanted some of: {", ".join(rows)}')
+    rows = args.rows or list(rows)
+    if not args.smoke:
+        return reproduce(numbers, rows, args)
+    with tempfile.TemporaryDirectory(prefix='liif-smoke-') as folder:
+        before = os.getcwd()
+        os.chdir(folder)  # the configs' ./load and the runs' save/ are there, then
+        try:
+            write_tiny_data('load')
+            reproduce(numbers, rows, args)
+        finally:
+            os.chdir(before)
+    print('\nsmoke: every cell of every table was trained for and measured')
+
+
+def reproduce(numbers, rows, args):
+    jobs = dict.fromkeys(name for number in numbers for row, parts in TABLES[number][1].items() if row in rows
+                         for name in parts if name != 'bicubic')
+    jobs = [Job(name, args) for name in jobs]
+    print('To train:' if jobs else 'Nothing to train.')
+    for job in jobs:
+        print(f'  {job.name}: {job.describe()}')
+    print('To measure, and keep in ' + args.output + ':')
+    for number in numbers:
+        suite, parts = TABLES[number]
+        cases = read_suite(suite)
+        lacking = sorted({case.missing for case in cases if case.missing})
+        print(f'  table {number}: {len([row for row in parts if row in rows])} rows at '
+              f'{", ".join(dict.fromkeys(case.name for case in cases))}'
+              + (f'; not there: {", ".join(lacking)}' if lacking else ''))
+    sys.stdout.flush()
+    if args.plan:
+        return
+    problems = [problem for problem in map(train, jobs, [args] * len(jobs)) if problem]
+    device = select_device((args.gpu or '').split(',')[0] or None)
+    for number in numbers:
+        problems += make_table(number, rows, {job.name: job for job in jobs}, device, args)
+    if problems:
+        raise UserError(f'{len(problems)} parts are not complete: ' + '; '.join(problems))
+
+
+class Job:
+    """A network to train. left: epochs still to do; missing: a path of its data that is not there, or None."""
+
+    def __init__(self, name, args):
+        self.name, self.config_path = name, os.path.join(ROOT, 'configs', f'{name}.yaml')
+        self.sets = smoke_overrides(self.config_path) if args.smoke else []
+        self.sets += args.set
+        config = load_config(self.config_path, self.sets, check_paths=False)
+        self.checkpoint = os.path.join(folder_name(self.config_path, None, args.tag), LAST)
+        self.epochs, self.done = config['epoch_max'], 0
+        if os.path.exists(self.checkpoint):
+            self.done = load_checkpoint(self.checkpoint).get('epoch', 0)
+        found = [locate(config[key]['dataset'])[1] for key in ('train_dataset', 'val_dataset') if config[key]]
+        self.missing = next(filter(None, found), None)
+
+    @property
+    def complete(self):
+        return self.done >= self.epochs
+
+    def describe(self):
+        if self.complete:
+            return f'done ({self.checkpoint})'
+        text = f'{self.done} of {self.epochs} epochs done'
+        with open(self.config_path, encoding='utf-8') as f:
+            cost = re.search(r'^# Cost: (.*)', f.read(), re.MULTILINE)
+        text += f'; cost of all: {cost.group(1).rstrip(".")}' if cost else ''
+        return text + (f'; CANNOT BE TRAINED, there is no {self.missing}' if self.missing else '')
+
+
+def train(job, args):
+    """Train what is missing of a job: None, or what went wrong in one line."""
+    if job.complete:
+        return None
+    if job.missing:
+        return f'{job.name}: there is no {job.missing}, python scripts/prepare_data.py gets the data of the paper'
+    command = [os.path.join(ROOT, 'train_liif.py'), '--config', job.config_path, '--resume']
+    for flag, value in (('--tag', args.tag), ('--gpu', args.gpu), ('--workers', args.workers)):
+        command += [] if value is None else [flag, str(value)]
+    for value in job.sets:
+        command += ['--set', value]
+    print(f'\n== {job.name}\n{shlex.join(["python", *command])}', flush=True)
+    # A process of its own, which several GPUs need. Tiny runs share this one: starting takes longer than they do.
+    code = run_here(command) if args.smoke else run_apart(command)
+    if code < 0 or code > 128:  # a signal: it has saved, and the user wants it to end
+        sys.exit(code if code > 0 else 128 - code)
+    if code:
+        return f'{job.name}: train_liif.py ended with {code}, its message is above'
+    job.done = job.epochs
+    return None
+
+
+def run_apart(command):
+    """Run a program in a process of its own: its exit code. Signals to end are passed on to it, once each."""
+    process = subprocess.Popen([sys.executable, *command], start_new_session=True)
+    before = {number: signal.signal(number, lambda number, frame: process.send_signal(number))
+              for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_here(command):
+    """Run a program in this process: its exit code."""
+    argv, sys.argv = sys.argv, command
+    try:
+        runpy.run_path(command[0], run_name='__main__')
+    except SystemExit as stop:
+        return stop.code or 0
+    finally:
+        sys.argv = argv
+    return 0
+
+
+def make_table(number, rows, jobs, device, args):
+    """Measure a table's rows and print it. Returns what went wrong, a line each."""
+    suite, parts = TABLES[number]
+    by_scales = {}
+    for row, networks in parts.items():
+        for name, scales in networks.items() if row in rows else ():
+            if name == 'bicubic' or jobs[name].complete:
+                model = 'bicubic' if name == 'bicubic' else jobs[name].checkpoint
+                by_scales.setdefault(tuple(scales or ()), []).append(f'{row}={model}')
+    print(f'\n== table {number}: measuring', flush=True)
+    outcome = Outcome([], [], [], [])
+    for scales, texts in by_scales.items():
+        part = run_suite(read_suite(suite, scales or None), texts, device, args.output,
+                         Options(precision=args.precision), args.workers)
+        for ours, more in zip(outcome, part):
+            ours += [item for item in more if item not in ours]
+    title = report.paper()['tables'][number]
+    print(f'\nTable {number}: {title["title"]}\n')
+    if outcome.runs:
+        os.makedirs(args.output, exist_ok=True)
+        print(report.write(args.output, f'table{number}', outcome, published=tuple(parts)))
+        print(f'\n{os.path.join(args.output, f"table{number}")}.md, .csv, .json')
+    problems = report.problem_lines(outcome.problems)
+    if args.smoke or not outcome.runs:
+        problems += [f'there is no {case.missing}' for case in outcome.missing]
+    return [f'table {number}: {problem}' for problem in dict.fromkeys(problems)]
+
+
+# The walk on tiny data.
+
+def smoke_overrides(path):
+    """What makes a training of the paper last a second: every encoder an EDSR of two blocks, tiny crops, one epoch."""
+    config = load_config(path, check_paths=False)
+    sets = ['epoch_max=1', 'epoch_save=1']
+    for section in ('train_dataset', 'val_dataset'):
+        data = config[section]
+        sets.append(f'{section}.batch_size=2')
+        sets += [f'{section}.dataset.args.repeat=1'] if 'repeat' in data['dataset']['args'] else []
+        sets += [f'{section}.wrapper.args.{key}={value}' for key, value in (('inp_size', 8), ('sample_q', 32))
+                 if key in data['wrapper']['args']]
+    args = config['model']['args']
+    encoder = {**args['encoder_spec']['args'], 'n_resblocks': 2, 'n_feats': 8}
+    sets.append(f'model.args.encoder_spec={json.dumps({"name": "edsr-baseline", "args": encoder})}')
+    if args.get('imnet_spec'):
+        sets.append('model.args.imnet_spec.args.hidden_list=[16, 16]')
+    return sets
+
+
+def write_tiny_data(root):
+    """Every folder the paper's configs name, with two or three smooth pictures in each."""
+    def pictures(folder, count, h, w):
+        os.makedirs(folder)
+        yy, xx = np.mgrid[:h, :w]
+        for i in range(count):
+            waves = [np.sin((i + 2) * yy / (9 + c)) * np.cos(xx / (5 + i + c)) for c in range(3)]
+            img = np.stack([128 + 90 * wave + 30 * (xx > w // 2) for wave in waves], axis=-1)
+            with atomic_write(os.path.join(folder, f'{i:04}.png')) as f:
+                Image.fromarray(img.clip(0, 255).astype(np.uint8)).save(f, format='PNG')
+
+    scales = [(float(s), float(s)) for s in (2, 3, 4)]
+    for part, count in (('train', 3), ('valid', 2)):
+        hr = os.path.join(root, 'div2k', f'DIV2K_{part}_HR')
+        pictures(hr, count, 96, 120)
+        make_lr_folder(hr, hr[:-2] + 'LR_bicubic', scales, workers=0)
+    for name in ('Set5', 'Set14', 'B100', 'Urban100'):
+        hr = os.path.join(root, 'benchmark', name, 'HR')
+        pictures(hr, 1, 48, 60)
+        make_lr_folder(hr, hr[:-2] + 'LR_bicubic', scales, workers=0)
+    for size in (256, 128, 64, 32):
+        pictures(os.path.join(root, 'celebAHQ', str(size)), 3, size, size)
+    with atomic_write(os.path.join(root, 'celebAHQ', 'split.json'), 'w') as f:
+        json.dump({'train': ['0000.png', '0001.png'], 'val': ['0002.png']}, f)
+
+
+if __name__ == '__main__':
+    run_program(main)
