@@ -68,15 +68,17 @@ class Picture(NamedTuple):
 
 # Reading.
 
-def read_picture(path, max_pixels=MAX_SOURCE):
+def read_picture(path, max_pixels=MAX_SOURCE, data=None):
     """The picture in a PNG, JPEG, WebP, TIFF, BMP or GIF file (the first of several).
 
-    max_pixels: the largest h * w that is unpacked, None for no limit. Raises UserError, naming the file, for what is
+    max_pixels: the largest h * w that is unpacked, None for no limit; data: the bytes of the file, where they are at
+    hand and `path` only names them. Raises UserError, naming the file, for what is
     missing, damaged, too large, of more than 16 bits or no picture.
     """
     try:
-        with open(path, 'rb') as f:
-            data = f.read()
+        if data is None:
+            with open(path, 'rb') as f:
+                data = f.read()
         with _open(data, path, max_pixels) as image:
             if image.format == 'PNG':
                 image.verify()  # the checksums: a damaged PNG can decode to wrong pixels without an error
