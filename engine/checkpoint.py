@@ -38,21 +38,14 @@ def to_bytes(checkpoint):
 
 def save_checkpoint(path, checkpoint, previous=None):
     """Write a checkpoint (a dict, or its bytes), leaving the good file at `path` until the new one is safely on disk.
-
-    previous: where the old file is kept then. Raises UserError when the disk does not take it.
-    """
+    previous: where the old file is kept then. Raises OSError when the disk does not take it."""
     data = to_bytes(checkpoint) if isinstance(checkpoint, dict) else checkpoint
-    try:
-        with atomic_write(path) as f:
-            f.write(data)
-            if previous is not None and os.path.exists(path):
-                f.flush()
-                os.fsync(f.fileno())
-                os.replace(path, previous)
-    except OSError as error:
-        kept = f', the one before it is intact: {path}' if os.path.exists(path) else ''
-        raise UserError(f'checkpoint {path} cannot be written ({error.strerror or error}){kept}; free some space') \
-            from error
+    with atomic_write(path) as f:
+        f.write(data)
+        if previous is not None and os.path.exists(path):
+            f.flush()
+            os.fsync(f.fileno())
+            os.replace(path, previous)
 
 
 # Reading.

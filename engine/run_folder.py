@@ -1,4 +1,5 @@
 """The folder of a run: its log, its config, its curves, its checkpoints. Only process 0 writes."""
+import contextlib
 import glob
 import os
 import shutil
@@ -12,7 +13,7 @@ from engine import distributed
 from engine.checkpoint import LAST, PREVIOUS, find_resume, save_checkpoint, to_bytes
 from utils import UserError, atomic_write
 
-LOG, CONFIG = 'log.txt', 'config.yaml'
+LOG, CONFIG, CURVES = 'log.txt', 'config.yaml', 'tensorboard'
 
 
 def folder_name(config_path, name=None, tag=None):
@@ -61,15 +62,26 @@ class RunFolder:
         """A line, or several, on the terminal and in log.txt."""
         if self.active:
             tqdm.write(text)
-            with open(self.file(LOG), 'a', encoding='utf-8') as f:
+            with self.writing(LOG), open(self.file(LOG), 'a', encoding='utf-8') as f:
                 f.write(text + '\n')
 
     def save_config(self, config):
         if self.active:
             text = yaml.safe_dump(config, sort_keys=False, default_flow_style=None)
-            with atomic_write(self.file(CONFIG), 'w', encoding='utf-8') as f:
+            with self.writing(CONFIG), atomic_write(self.file(CONFIG), 'w', encoding='utf-8') as f:
                 f.write(text)
             self.log(f'config (kept in {self.file("config.yaml")}):\n{text.rstrip()}')
+
+    @contextlib.contextmanager
+    def writing(self, name):
+        """A full disk, within `with`, is a UserError that says what is left and how to go on."""
+        try:
+            yield
+        except OSError as error:
+            last = self.file(LAST)
+            kept = f'{last} is intact, go on' if os.path.exists(last) else 'there is no checkpoint yet, begin again'
+            raise UserError(f'{self.file(name)} cannot be written ({error.strerror or error}): free some space; {kept} '
+                            f'with: {distributed.resume_command()}') from error
 
     # Checkpoints.
 
@@ -88,9 +100,9 @@ class RunFolder:
         end, the others are there too."""
         if self.active:
             data = to_bytes(checkpoint)
-            for name in names:
-                save_checkpoint(self.file(name), data)
-            save_checkpoint(self.file(LAST), data, previous=self.file(PREVIOUS))
+            for name in (*names, LAST):
+                with self.writing(name):
+                    save_checkpoint(self.file(name), data, self.file(PREVIOUS) if name == LAST else None)
             self.saved = time.monotonic()
 
     def save_is_due(self, minutes):
@@ -104,21 +116,24 @@ class RunFolder:
         if not self.active:
             return
         try:
-            self.curves = Curves(self.file('tensorboard'), step)
+            with self.writing(CURVES):
+                self.curves = Curves(self.file(CURVES), step)
         except ImportError as error:
             self.log(f'no curves and images are recorded: {error.name} is not installed (pip install tensorboardX)')
 
     def scalars(self, values, step):
         """{name: number} at a global step."""
-        for name, value in values.items():
-            if self.curves is not None:
-                self.curves.scalar(name, value, step)
+        if self.curves is not None:
+            with self.writing(CURVES):
+                for name, value in values.items():
+                    self.curves.scalar(name, value, step)
 
     def images(self, images, step):
         """{name: float (3, H, W) in [0, 1]} at a global step."""
-        for name, image in images.items():
-            if self.curves is not None:
-                self.curves.image(name, image, step)
+        if self.curves is not None:
+            with self.writing(CURVES):
+                for name, image in images.items():
+                    self.curves.image(name, image, step)
 
 
 class Curves:

@@ -24,13 +24,13 @@ def run_program(main):
             print(stop.code, file=sys.stderr)
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
-    except BaseException as error:
+    except Exception as error:
         message = explain(error)
         if message is None and not distributed.joined():
             raise
         if message is None:
             sys.excepthook(*sys.exc_info())  # the way out below would leave it unprinted
-        elif distributed.joined() and distributed.world() > 1:
+        elif distributed.joined():
             print(f'error in process {distributed.rank()} of {distributed.world()}: {message}', file=sys.stderr)
         elif int(os.environ.get('LOCAL_RANK', 0)) == 0:  # the others find the same before they join
             print(f'error: {message}', file=sys.stderr)

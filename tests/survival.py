@@ -4,11 +4,14 @@ and scripts/torture.py thousands. Every case is a function of its seed; an Asser
 Runs are real processes, forked from a server that has torch loaded, so one costs a fraction of a second.
 """
 import contextlib
+import fcntl
 import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
+import socket
 import sys
 
 import numpy as np
@@ -65,25 +68,64 @@ def write_config(path, config):
 
 # Processes.
 
-def run(folder, *arguments, kill=None, disk=None, record='steps.txt', threads=1):
+LIMIT = 300  # seconds after which a run counts as hanging
+
+
+def run(folder, *arguments, **options):
     """train_liif.py in `folder` with these arguments, as a process of its own: (exit code, stdout and stderr).
 
     kill: (event, n), SIGKILL at the n-th `event` of EVENTS; or (event, n, signal). disk: no file may grow beyond so
     many bytes. Each step's (epoch, step, loss, rate) is appended to the file `record`.
     """
-    output = os.path.join(folder, 'output.txt')
-    process = processes.Process(target=_child, args=(folder, arguments, kill, disk, record, threads, output))
+    return finish(start(folder, *arguments, **options))
+
+
+def run_together(folder, count, *arguments, each=None, **options):
+    """The same as `count` processes that train together, as torchrun would start them: a list of what `run` returns.
+    each: {rank: further options}."""
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    shared = {'WORLD_SIZE': count, 'LOCAL_WORLD_SIZE': count, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
+    running = [start(folder, *arguments, **{'environment': {**shared, 'RANK': rank, 'LOCAL_RANK': rank},
+                                            'record': f'steps{rank}.txt', **options, **(each or {}).get(rank, {})})
+               for rank in range(count)]
+    return [finish(process) for process in running]
+
+
+def start(folder, *arguments, kill=None, disk=None, record='steps.txt', environment=None, threads=1):
+    reader, writer = processes.Pipe(duplex=False)  # not a file, which a full disk would cut, too
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 2 ** 20)
+    process = processes.Process(target=_child, args=(str(folder), arguments, kill, disk, record, writer, environment,
+                                                     threads))
     process.start()
-    process.join()
-    with open(output, errors='replace') as f:
-        return process.exitcode, f.read()
+    writer.close()
+    return process, reader
 
 
-def _child(folder, arguments, kill, disk, record, threads, output):
+def finish(started):
+    process, reader = started
+    process.join(LIMIT)
+    hangs = process.is_alive()
+    if hangs:
+        process.kill()
+        process.join()
+    os.set_blocking(reader.fileno(), False)  # data workers of a killed process hold the other end for a while
+    text = b''
+    with contextlib.suppress(BlockingIOError):
+        while part := os.read(reader.fileno(), 2 ** 16):
+            text += part
+    reader.close()
+    text = text.decode(errors='replace')
+    assert not hangs, f'the run hangs: {text}'
+    return process.exitcode, text
+
+
+def _child(folder, arguments, kill, disk, record, output, environment, threads):
     os.chdir(folder)
-    with open(output, 'wb') as f:
-        os.dup2(f.fileno(), 1)
-        os.dup2(f.fileno(), 2)
+    os.environ.update({key: str(value) for key, value in (environment or {}).items()})
+    for i in (1, 2):
+        os.dup2(output.fileno(), i)
     sys.stdout, sys.stderr = (open(i, 'w', buffering=1, closefd=False) for i in (1, 2))
     multiprocessing.set_start_method('fork', force=True)  # as a program's: workers of a fork server outlive a SIGKILL
     torch.set_num_threads(threads)
@@ -229,7 +271,7 @@ def disk_case(seed, folder):
     code, text = run(folder, *arguments, kill=('step', stop))
     assert code == -signal.SIGKILL, text
     before = good_checkpoints(folder)
-    code, text = run(folder, *arguments, '--resume', disk=rng.choice([2000, 5000, 20000, 60000]))
+    code, text = run(folder, *arguments, '--resume', disk=rng.choice([2000, 5000, 20000, 40000]))
     assert code == 2, text
     check_message(text)
     after = good_checkpoints(folder)
@@ -332,7 +374,6 @@ def spoil(rng, config):
 @contextlib.contextmanager
 def scratch(parent, name):
     """A folder of a case, removed when the case held."""
-    import shutil
     path = os.path.join(parent, name)
     os.makedirs(path)
     yield path
