@@ -8,8 +8,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from models.models import register
 from utils import UserError
+from .liif import Codes
+from .models import register
 
 
 def cubic(x):
@@ -78,6 +79,23 @@ class Interpolation(nn.Module):
         for row, weight in zip(rows.unbind(-1), row_weight.unbind(-1)):  # row by row: P * R pixels at once are many
             line = F.embedding(row[..., None] * w + columns + offset, pixels)  # (B, Q, R, C)
             out = out + (line * (column_weight * weight[..., None])[..., None]).sum(dim=2)  # (B, Q, C)
+        return out
+
+    def encode(self, inp):
+        """The image as it is: interpolation has no codes."""
+        return Codes(inp, None, tuple(inp.shape[-2:]))
+
+    def decode_grid(self, codes, y, x, cell, chunk=None):
+        """(B, C, H, W) at the crossings of rows y (H,) and columns x (W,), one axis after the other; cell: (2,).
+        chunk does not matter here: what is held is the image and the output."""
+        out = codes.feat
+        for axis, at in ((0, y), (1, x)):
+            coord = torch.stack([at, at], dim=-1)[None]  # (1, H or W, 2), of which `taps` reads one
+            index, weight = (t[0] for t in self.taps(coord, cell.view(1, 1, 2), axis, codes.shape[axis]))  # (n, P)
+            dim = 2 + axis
+            shape = [-1, 1] if axis == 0 else [-1]
+            out = sum(out.index_select(dim, i) * w.to(out.dtype).view(shape)
+                      for i, w in zip(index.unbind(-1), weight.unbind(-1)))
         return out
 
     def taps(self, coord, cell, axis, n):

@@ -7,7 +7,7 @@ from PIL import Image
 import models
 from engine.imresize import _resize_rows
 from engine.render import Renderer
-from utils import UserError, make_coord
+from utils import UserError, axis_coord, make_coord
 
 NAMES = ['bicubic', 'bilinear', 'nearest']
 
@@ -141,3 +141,16 @@ def test_device_and_state():
 def test_unknown_kernel():
     with pytest.raises(UserError, match="'matlab' or 'pil'"):
         models.make({'name': 'bicubic', 'args': {'kernel': 'opencv'}})
+
+
+@pytest.mark.parametrize('spec', [{'name': 'bicubic'}, {'name': 'bicubic', 'args': {'kernel': 'pil'}},
+                                  {'name': 'bilinear'}, {'name': 'nearest'}], ids=str)
+@pytest.mark.parametrize('size', [(21, 30), (7, 10), (5, 4), (35, 13), (1, 1)])
+def test_grids_equal_scattered_queries(spec, size):
+    model = models.make(spec)
+    inp = torch.rand(2, 3, 7, 10, generator=torch.Generator().manual_seed(0))
+    cell = torch.tensor([2 / size[0], 2 / size[1]])
+    coord = make_coord(size).expand(2, -1, 2)
+    wanted = model(inp, coord, cell.expand_as(coord))  # (2, Q, 3)
+    found = model.decode_grid(model.encode(inp), axis_coord(size[0]), axis_coord(size[1]), cell)
+    assert (found.flatten(2).mT - wanted).abs().max() <= 1e-6
