@@ -54,6 +54,12 @@ def all_sum(tensor):
     return tensor
 
 
+def wait():
+    """Until all processes are here."""
+    if joined():
+        dist.barrier()
+
+
 def from_first(data, device):
     """The bytes (or None) that process 0 has, on every process: a file need not be on every machine."""
     if not joined():
@@ -82,7 +88,7 @@ def leave(code):
     The interpreter is left at once: with communication threads around, its orderly end sometimes aborts.
     """
     if code == 0:
-        dist.barrier()
+        wait()
         dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -118,18 +124,15 @@ def launch(count):
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        failed = None
-        while any(process.poll() is None for process in processes):
-            failed = next((i for i, process in enumerate(processes) if process.poll()), None)
-            if failed is not None:
-                break
+        codes = [None]
+        while None in codes and not any(codes):
             time.sleep(0.1)
-        else:
-            failed = next((i for i, process in enumerate(processes) if process.poll()), None)
-        if failed is None:
+            codes = [process.poll() for process in processes]
+        if not any(codes):
             return 0
         end(processes)
-        code = processes[failed].returncode
+        failed = min((i for i in range(count) if codes[i]), key=lambda i: codes[i] > 0)  # who was killed, if any
+        code = codes[failed]
         if code < 0:
             print(f'error: process {failed} of {count} was ended by {signal.Signals(-code).name}, so the run was '
                   f'stopped; go on with: {resume_command()}', file=sys.stderr)

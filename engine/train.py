@@ -6,6 +6,7 @@ whole, so a run that is interrupted anywhere and resumed makes the same steps as
 import itertools
 import math
 import random
+import signal
 import time
 from typing import NamedTuple
 
@@ -93,10 +94,11 @@ def train(config, folder, device, checkpoint=None, init=None, workers=None):
         else:
             folder.log(f'done: {config["epoch_max"]} epochs; the model is {folder.file("epoch-last.pth")}')
             return None
-    folder.save(state.checkpoint())  # a step is complete and checked
-    folder.log(f'stopped by a signal in epoch {state.epoch}, {state.step} of its {steps} steps made, and saved; go on '
-               f'with: {distributed.resume_command()}')
-    return stop.number
+        folder.save(state.checkpoint())  # a step is complete and checked
+        folder.log(f'stopped by a signal in epoch {state.epoch}, {state.step} of its {steps} steps made, and saved; go '
+                   f'on with: {distributed.resume_command()}')
+        distributed.wait()  # a process that ended sooner would have the others ended, too
+        return stop.number or signal.SIGTERM  # it may be another process that was asked
 
 
 class Report(NamedTuple):
@@ -119,7 +121,7 @@ def train_epoch(net, state, loader, folder, device, stop):
     clock = Clock()
     progress = tqdm(total=state.steps, initial=state.step, desc=f'epoch {state.epoch}', leave=False,
                     disable=None if folder.active else True)
-    before = None
+    before, stopping = None, False
     for step, batch in zip(itertools.count(state.step), clock.waiting_for(loader)):
         if (state.epoch, step) == (1, 0):
             folder.log('first batch: ' + ', '.join(f'{key} {tuple(value.shape)} {str(value.dtype)[6:]}'
@@ -130,21 +132,18 @@ def train_epoch(net, state, loader, folder, device, stop):
         loss, norm = train_step(net, state, unpack(batch, device), rate, share)
         row = torch.stack([loss * share, loss.new_full((), stop.asked()),
                            loss.new_full((), int(batch['skipped'].sum()) if share else 0)])
-        report = Report(distributed.all_sum(row), norm, rate, batch['index'])
-        stopping = before is not None and settle(before, state, sampler, folder)
-        before = report
-        saving = folder.save_is_due(config['save_minutes'])
-        if stopping or saving:
-            settle(before, state, sampler, folder)
-            before = None
-        if saving and not stopping:
-            folder.save(state.checkpoint())
+        due, before = before, Report(distributed.all_sum(row), norm, rate, batch['index'])
+        stopping = stopping or due is not None and settle(due, state, sampler, folder)
         progress.set_postfix_str(f'loss {state.loss.item():.4f}', refresh=False)
         progress.update()
-        if stopping:
-            break
+        if stopping or folder.save_is_due(config['save_minutes']):
+            asked, before = settle(before, state, sampler, folder), None
+            if stopping:
+                break
+            folder.save(state.checkpoint())
+            stopping = asked  # after the next step, as in the processes that do not save
     else:
-        stopping = before is not None and settle(before, state, sampler, folder)
+        stopping = before is not None and settle(before, state, sampler, folder) or stopping
     progress.close()
     clock.tell(folder)
     return not stopping
