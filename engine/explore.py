@@ -18,7 +18,7 @@ GRID = 16  # windows begin and end at multiples of this many source pixels
 STEP = 0.25  # seconds of decoding after which it is asked whether to go on
 FIRST = 0.5  # seconds that decoding a first, rough view should take
 WINDOW = 1.5  # seconds that encoding a window may take; small ones, surroundings included, cost more in all
-BENEFIT = 1.25  # a rough view has at least this many times the resolution of the source: below, it would show nothing new
+BENEFIT = 1.25  # how many times finer than the source a rough view is at least; else it would show nothing new
 
 
 class Pace:
@@ -72,7 +72,8 @@ class Explorer:
         """Yield (grid, top, left, uint8 (rows, columns, 3)): pieces of the region (x, y, width, height) at size (H, W).
 
         Pieces lie on a grid (H', W') that is coarser than `size` at first, if `rough` and if it pays, and equal to it
-        in the end; those in the middle come first. Ends early once `alive()` is false. Up to x1 there is nothing for LIIF to add, and the picture is only resized.
+        in the end; those in the middle come first. Ends early once `alive()` is false. Up to x1 there is nothing for
+        LIIF to add, and the picture is only resized.
         """
         scale = min(size[0] / region[3], size[1] / region[2])
         if scale <= 1:
@@ -118,8 +119,9 @@ class Explorer:
         if self.halo is None:
             return [(0, 0, w, h)]
         x, y, width, height = region
-        edges = [math.floor(v / GRID) * GRID for v in (x, y)] + [math.ceil(v / GRID) * GRID for v in (x + width, y + height)]
-        seen = (max(edges[0], 0), max(edges[1], 0), min(edges[2], w), min(edges[3], h))
+        left, top = (math.floor(v / GRID) * GRID for v in (x, y))
+        right, bottom = (math.ceil(v / GRID) * GRID for v in (x + width, y + height))
+        seen = (max(left, 0), max(top, 0), min(right, w), min(bottom, h))
         side = math.sqrt(self.pace.encode * WINDOW) - 2 * self.halo
         side = max(6 * GRID, min(64 * GRID, int(side / GRID) * GRID))
         found = []
@@ -150,8 +152,8 @@ class Explorer:
     def _render(self, piece, region, grid, alive):
         """Yield (top, left, pixels) of a grid's rows and columns whose centres lie in the piece, in bands."""
         x, y, width, height = region
-        (t, b), (l, r) = [[min(max(math.ceil((edge - start) * n / extent - 0.5), 0), n) for edge in edges]
-                          for edges, start, extent, n in ((piece[1::2], y, height, grid[0]), (piece[::2], x, width, grid[1]))]
+        t, b = (min(max(math.ceil((edge - y) * grid[0] / height - 0.5), 0), grid[0]) for edge in piece[1::2])
+        l, r = (min(max(math.ceil((edge - x) * grid[1] / width - 0.5), 0), grid[1]) for edge in piece[::2])
         if t >= b or l >= r:
             return
         rows = max(1, int(self.pace.decode * STEP / (r - l)))

@@ -56,7 +56,7 @@ def fit(size, longest):
 def reduce(img, longest):
     """img (3, h, w), reduced with antialiasing to `longest` pixels on its longer side."""
     if not 0 < longest <= max(img.shape[-2:]):
-        raise UserError(f'--input-size: found {longest}, wanted 1 to {max(img.shape[-2:])}, the longer side of the image')
+        raise UserError(f'--input-size: found {longest}, wanted 1 to {max(img.shape[-2:])}, the image\'s longer side')
     pixels = (img * 255 + 0.5).to(torch.uint8).permute(1, 2, 0).numpy()
     return to_tensor(imresize(pixels, fit(img.shape[-2:], longest)))
 
@@ -65,7 +65,8 @@ def grow(view, canvas, start, end, count, hold):
     """Frames of size `canvas`, the image in the middle; the last one stays for `hold` more."""
     for i in range(count):
         longest = start * (end / start) ** ease(i / (count - 1))
-        size = [min(full, n + (full - n) % 2) for n, full in zip(fit(view.size, longest), canvas)]  # stays in the middle
+        # As even or odd as the canvas, so that it stays in the middle.
+        size = [min(full, n + (full - n) % 2) for n, full in zip(fit(view.size, longest), canvas)]
         frame = blank(canvas, GROUND)
         picture = view.render(tuple(size))
         frame.paste(as_image(picture), ((canvas[1] - size[1]) // 2, (canvas[0] - size[0]) // 2))

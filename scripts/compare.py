@@ -124,8 +124,8 @@ def marked(low, region, cell):
     box = [round(v) for v in (left + x, top + y, left + x + width, top + y + height)]
     line = max(2, round(cell[1] / 160))
     draw = ImageDraw.Draw(image)
-    draw.rectangle([box[0] - line - 1, box[1] - line - 1, box[2] + line + 1, box[3] + line + 1], outline='white', width=1)
-    draw.rectangle([box[0] - line, box[1] - line, box[2] + line, box[3] + line], outline=ACCENT, width=line)
+    for by, colour, thick in ((line + 1, 'white', 1), (line, ACCENT, line)):
+        draw.rectangle([box[0] - by, box[1] - by, box[2] + by, box[3] + by], outline=colour, width=thick)
     return image
 
 

@@ -161,8 +161,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         _, explorer = self.viewer.picture(self.query['id'])
         region, size = self.view(explorer, MAX_SCREEN)
         latest = self.viewer.looks_at(self.query['page'][:40], int(self.query['view']))
-        alive = lambda: latest() and self.listened()  # noqa: E731 (a line of its own says it better than a function)
-        self.send_pieces(explorer.stream(region, size, alive), alive)
+        pieces = explorer.stream(region, size, lambda: latest() and self.listened())
+        self.send_pieces(pieces, latest)
 
     def bicubic(self):
         _, explorer = self.viewer.picture(self.query['id'])
@@ -180,8 +180,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def upload(self):
         length = int(self.headers.get('Content-Length') or -1)
         if not 0 < length <= self.viewer.max_bytes:
-            raise UserError(f'found a file of {length / 1e6:.1f} MB, wanted at most {self.viewer.max_bytes / 1e6:.0f} MB '
-                            f'(--max-upload)')
+            raise UserError(f'found a file of {length / 1e6:.1f} MB, wanted at most '
+                            f'{self.viewer.max_bytes / 1e6:.0f} MB (--max-upload)')
         data = self.rfile.read(length)
         if len(data) < length:
             raise UserError('the file was cut off on its way: send it again')
@@ -226,11 +226,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(b'0\r\n\r\n')
 
     def send_pieces(self, pieces, alive):
+        """Pieces as Explorer.stream gives them, and an empty one for the end if the view is still wanted then."""
         with self.parts('application/octet-stream') as f:
             for grid, top, left, pixels in pieces:
                 f.write(PIECE.pack(grid[1], grid[0], left, top, pixels.shape[1], pixels.shape[0]) + pixels.tobytes())
             if alive():
-                f.write(PIECE.pack(0, 0, 0, 0, 0, 0))  # finished
+                f.write(PIECE.pack(0, 0, 0, 0, 0, 0))
 
     def send(self, data, kind, headers=(), code=200):
         self.begin(kind, {'Content-Length': len(data), **dict(headers)}, code)
@@ -274,12 +275,12 @@ def main(argv=None):
                         'Whoever reaches it can see the pictures')
     parser.add_argument('--port', type=int, default=8000, help='8000; 0 for any that is free')
     parser.add_argument('--open', action='store_true', help='open the page in the browser of this machine')
-    parser.add_argument('--max-upload', type=float, default=64, metavar='MB', help='of a picture dropped on the page; 64')
+    parser.add_argument('--max-upload', type=float, default=64, metavar='MB', help='of a file dropped on the page; 64')
     parser.add_argument('--max-pixels', type=float, default=40, metavar='MP', help='million pixels of a picture; 40')
     args = parser.parse_args(argv)
 
-    viewer = Viewer(load_renderer(args.model, gpu=args.gpu), int(args.max_upload * 1e6), int(args.max_pixels * 1e6),
-                    hosts=() if args.host in ('127.0.0.1', '::1') else (args.host.lower(), socket.gethostname().lower()))
+    names = [] if args.host in ('127.0.0.1', '::1') else [args.host.lower(), socket.gethostname().lower()]
+    viewer = Viewer(load_renderer(args.model, gpu=args.gpu), int(args.max_upload * 1e6), int(args.max_pixels * 1e6), names)
     if args.image is not None:
         viewer.open(args.image)
     server = make_server(viewer, args.host, args.port)
