@@ -8,7 +8,7 @@ import math
 import random
 import signal
 import time
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from engine.state import State
 from utils import Averager, UserError, denormalize, make_coord, normalize
 
 SMALLEST_SCALE = 1.0  # of fp16 losses; gradients that overflow even so are the model's fault
-IMAGES = 3  # validation images shown in TensorBoard
+IMAGES, LARGE = 3, 2 ** 20  # validation images shown in TensorBoard: so many, of at most so many pixels
 
 
 def train_step(net, state, batch, rate, share=1.0):
@@ -74,7 +74,7 @@ def train(config, folder, device, checkpoint=None, init=None, workers=None):
     parameters = sum(p.numel() for p in state.model.parameters())
     processes = f', {distributed.world()} processes' if distributed.world() > 1 else ''
     folder.log(f'model: {config["model"]["name"]}, {parameters:,} parameters, {config["precision"]}, '
-               f'{describe_device(device)}{processes}')
+               f'{describe_device(device)}{processes}, torch {torch.__version__}')
     if checkpoint is not None:
         folder.log(f'going on with epoch {state.epoch}, {state.step} of its {steps} steps made')
     folder.save_config(config)
@@ -102,12 +102,23 @@ def train(config, folder, device, checkpoint=None, init=None, workers=None):
 
 
 class Report(NamedTuple):
-    """What a step found, on its way from the GPU. row: [loss, processes asked to stop, bad images passed over],
-    summed over all processes."""
-    row: torch.Tensor
-    norm: torch.Tensor
+    """What a step found. values: [loss, processes asked to stop, bad images passed over, norm of the gradient], on its
+    way to the CPU until `ready`, an event of the GPU (None: there already)."""
+    values: torch.Tensor
+    ready: Optional[torch.cuda.Event]
     rate: float
     index: torch.Tensor
+
+
+def report(loss, norm, share, asked, skipped, rate, index):
+    """The Report of a step, summed over all processes, each of which has its `share` of the batch."""
+    sums = torch.stack([loss * share, loss.new_full((), asked), loss.new_full((), skipped)])
+    values = torch.cat([distributed.all_sum(sums), norm.view(1)])
+    if not values.is_cuda:
+        return Report(values, None, rate, index)
+    values, ready = values.to('cpu', non_blocking=True), torch.cuda.Event()
+    ready.record()
+    return Report(values, ready, rate, index)
 
 
 def train_epoch(net, state, loader, folder, device, stop):
@@ -130,9 +141,8 @@ def train_epoch(net, state, loader, folder, device, stop):
         seed_globals(config['seed'], state.epoch, step, distributed.rank())
         rate, share = learning_rate(config, state.epoch, step, state.steps), sampler.share(step)
         loss, norm = train_step(net, state, unpack(batch, device), rate, share)
-        row = torch.stack([loss * share, loss.new_full((), stop.asked()),
-                           loss.new_full((), int(batch['skipped'].sum()) if share else 0)])
-        due, before = before, Report(distributed.all_sum(row), norm, rate, batch['index'])
+        skipped = int(batch['skipped'].sum()) if share else 0
+        due, before = before, report(loss, norm, share, stop.asked(), skipped, rate, batch['index'])
         stopping = stopping or due is not None and settle(due, state, sampler, folder)
         progress.set_postfix_str(f'loss {state.loss.item():.4f}', refresh=False)
         progress.update()
@@ -149,17 +159,18 @@ def train_epoch(net, state, loader, folder, device, stop):
     return not stopping
 
 
-def settle(report, state, sampler, folder):
-    """Take a step's results into the state. Returns whether a process was asked to stop. Raises UserError for a loss
-    or a gradient that is not finite."""
-    loss, asked, skipped = report.row.tolist()
-    norm = report.norm.item()
+def settle(found, state, sampler, folder):
+    """Take a step's Report into the state. Returns whether a process was asked to stop. Raises UserError for a loss or
+    a gradient that is not finite."""
+    if found.ready is not None:
+        found.ready.synchronize()
+    loss, asked, skipped, norm = found.values.tolist()
     overflow = state.scaler.is_enabled() and state.scaler.get_scale() >= SMALLEST_SCALE  # it skipped that step
     if not math.isfinite(loss) or not math.isfinite(norm) and not overflow:
         if not folder.active:
             raise SystemExit(2)  # process 0 finds the same and says it
         raise UserError(f'epoch {state.epoch}, step {state.step + 1}: the loss is {loss:g} and the norm of its gradient '
-                        f'{norm:g}, at rate {report.rate:g} on samples {batch_indices(report, state, sampler)}: lower the '
+                        f'{norm:g}, at rate {found.rate:g} on samples {batch_indices(found, state, sampler)}: lower the '
                         f'rate, set grad_clip, or look at these images; the last good checkpoint stays')
     state.step += 1
     state.loss.add(loss)
@@ -167,9 +178,9 @@ def settle(report, state, sampler, folder):
     return asked > 0
 
 
-def batch_indices(report, state, sampler):
+def batch_indices(found, state, sampler):
     """The sample indices of a global batch, as text."""
-    indices = report.index.tolist()
+    indices = found.index.tolist()
     if distributed.world() > 1:
         whole = BatchSampler(sampler.samples, sampler.batch_size, sampler.seed, train=True)
         whole.set_position(state.epoch, state.step)
@@ -193,7 +204,7 @@ def validate(state, loader, folder, device, stop):
             psnr, _ = batch_psnr(state.model, batch_on_device, config['data_norm'], config['eval_type'],
                                  config['eval_bsize'])
             found[i] = torch.tensor([psnr, len(batch['index'])])
-            if i == 0:
+            if i == 0 and folder.curves is not None:
                 folder.images(pictures(state, batch_on_device), state.epoch * state.steps)
             if stop.asked():
                 found[batches, 0] = 1
@@ -267,6 +278,8 @@ def pictures(state, batch):
         return images
     for i in range(min(IMAGES, len(batch['inp']))):
         h, w = batch['size'][i].tolist()
+        if h * w > LARGE:
+            continue
         one = {'coord': None, 'size': batch['size'][i:i + 1], 'cell': batch['cell'][i:i + 1, :1]}
         rgb = predict(state.model, normalize(batch['inp'][i:i + 1], norm.get('inp'), 1), one,
                       state.config['eval_bsize'])  # (1, H * W, 3)
@@ -277,7 +290,7 @@ def pictures(state, batch):
 
 def tell_skipped(batch, folder):
     for reason in batch.get('reasons', ()):
-        folder.log(f'passed over: {reason}')
+        (folder.log if folder.active else print)(f'passed over: {reason}')
 
 
 class Clock:
