@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -18,11 +19,6 @@ ARGUMENTS = ['--config', 'c.yaml', '--gpu', 'cpu', '--workers', '0']
 SGD = {'optimizer': {'name': 'sgd', 'args': {'lr': 0.05, 'momentum': 0.9}}, 'epoch_max': 3, 'grad_clip': 1.0, 'ema': 0.9}
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='processes are forked')
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path
 
 
 def prepare(folder, **changes):
@@ -98,33 +94,60 @@ def test_a_file_that_only_one_process_reads_is_named(tmp_path):
     assert any('3.png' in text for _, text in found) and not any('Traceback' in text for _, text in found)
 
 
-def command(*arguments):
-    return {'args': [sys.executable, *arguments], 'capture_output': True, 'text': True, 'timeout': 300,
-            'env': {**os.environ, 'OMP_NUM_THREADS': '1'}}
+ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1'}
+
+
+def execute(*arguments, cwd):
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True,
+                          timeout=300)
+
+
+def launching(kill=None):
+    """Code for `python -c` that is train_liif.py with its steps recorded; process 1 is killed at `kill`."""
+    return f'import os, sys; sys.path.insert(0, {ROOT!r})\n' \
+           f'import train_liif; from engine.runtime import run_program; from tests.survival import watch\n' \
+           f'rank = os.environ.get("RANK", "")\n' \
+           f'watch({kill!r} if rank == "1" else None, f"steps{{rank}}.txt")\n' \
+           f'run_program(train_liif.main)'
+
+
+TWO = ['--config', 'c.yaml', '--gpu', 'cpu,cpu', '--workers', '0']  # stands for --gpu 0,1: started the same way
 
 
 def test_gpu_list_starts_a_process_each(tmp_path):
-    """`--gpu cpu,cpu` stands for `--gpu 0,1`: the same way of starting, where there are no two GPUs."""
     one, many = prepare(tmp_path / 'one'), prepare(tmp_path / 'many')
     assert run(one, *ARGUMENTS)[0] == 0
-    arguments = ['--config', 'c.yaml', '--gpu', 'cpu,cpu', '--workers', '0']
-    script = f'import sys; sys.path.insert(0, {ROOT!r}); import train_liif as t; from engine.runtime import run_program;' \
-             f'from tests.survival import watch; import os; watch(None, "steps" + os.environ.get("RANK", "") + ".txt");' \
-             f'run_program(t.main)'
-    done = subprocess.run(**command('-c', script, *arguments), cwd=many)
+    done = execute('-c', launching(), *TWO, cwd=many)
     assert done.returncode == 0, done.stderr
     assert_close_runs(one, many)
 
 
 def test_launched_processes_end_with_one_that_dies(tmp_path):
     path = prepare(tmp_path, epoch_max=200, save_minutes=1e-9)
-    script = f'import sys; sys.path.insert(0, {ROOT!r}); import train_liif as t; from engine.runtime import run_program;' \
-             f'from tests.survival import watch; import os;' \
-             f'watch(("step", 5) if os.environ.get("RANK") == "1" else None, "steps.txt"); run_program(t.main)'
-    done = subprocess.run(**command('-c', script, '--config', 'c.yaml', '--gpu', 'cpu,cpu', '--workers', '0'), cwd=path)
-    assert done.returncode not in (0, None) and 'process 1 of 2 was ended by SIGKILL' in done.stderr, done.stderr
+    done = execute('-c', launching(('step', 5)), *TWO, cwd=path)
+    assert done.returncode != 0 and 'process 1 of 2 was ended by SIGKILL' in done.stderr, done.stderr
     assert '--resume' in done.stderr and 'Traceback' not in done.stderr
     assert good_checkpoints(path)['epoch-last.pth'] >= (0, 3)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
+def test_launched_processes_stop_with_their_launcher(tmp_path, number):
+    """A signal to end is passed on; processes whose launcher is gone stop, too."""
+    path = prepare(tmp_path, epoch_max=10 ** 6)
+    log, deadline = f'{path}/save/_c/log.txt', time.monotonic() + 200
+    with open(f'{path}/output.txt', 'w') as f:
+        launcher = subprocess.Popen([sys.executable, '-c', launching(), *TWO], cwd=path, env=ENVIRONMENT, stdout=f,
+                                    stderr=f)
+
+    def wait_for(text):
+        while not os.path.exists(log) or text not in open(log).read():
+            assert time.monotonic() < deadline, open(f'{path}/output.txt').read()
+            time.sleep(0.05)
+    wait_for('epoch 2/')
+    launcher.send_signal(number)
+    wait_for('stopped by a signal')
+    assert launcher.wait(60) == (128 + number if number == signal.SIGTERM else -number)
+    assert load_checkpoint(f'{path}/save/_c/epoch-last.pth')['epoch'] >= 1
 
 
 def test_torchrun(tmp_path):
@@ -133,8 +156,8 @@ def test_torchrun(tmp_path):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    done = subprocess.run(**command('-m', 'torch.distributed.run', '--nproc-per-node', '2', '--master-addr', '127.0.0.1',
-                                    '--master-port', str(port), f'{ROOT}/train_liif.py', *ARGUMENTS), cwd=many)
+    done = execute('-m', 'torch.distributed.run', '--nproc-per-node', '2', '--master-addr', '127.0.0.1', '--master-port',
+                   str(port), f'{ROOT}/train_liif.py', *ARGUMENTS, cwd=many)
     assert done.returncode == 0, done.stderr
     ends = [load_checkpoint(f'{path}/save/_c/epoch-last.pth') for path in (one, many)]
     assert ends[0]['train']['best'] == pytest.approx(ends[1]['train']['best'], rel=1e-5)
