@@ -24,6 +24,9 @@ def run_program(main):
             print(stop.code, file=sys.stderr)
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush complains
+        code = 128 + signal.SIGPIPE
     except Exception as error:
         message = explain(error)
         if message is None and not distributed.joined():

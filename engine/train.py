@@ -19,7 +19,7 @@ from datasets.check import check_headers
 from datasets.loader import BatchSampler, keyed_rng, make_loader
 from engine import distributed
 from engine.batch import unpack
-from engine.device import autocast
+from engine.device import autocast, keep_freed_memory
 from engine.evaluate import batch_psnr, predict
 from engine.optim import learning_rate
 from engine.runtime import StopSignals, describe_device
@@ -65,6 +65,8 @@ def train(config, folder, device, checkpoint=None, init=None, workers=None):
     checkpoint whose weights to start from; workers: processes that read images, None for as many as pay.
     """
     torch.backends.cudnn.benchmark = True  # inputs keep their size
+    if device.type == 'cpu':
+        keep_freed_memory()
     loader = open_data(config, 'train_dataset', device, workers, folder)
     val_loader = open_data(config, 'val_dataset', device, workers, folder) if config['val_dataset'] else None
     steps = len(loader.batch_sampler)
