@@ -10,6 +10,8 @@ import torch.nn.functional as F  # noqa: E402
 
 import models  # noqa: E402
 from engine.device import autocast  # noqa: E402
+from engine.state import State  # noqa: E402
+from engine.train import train_step  # noqa: E402
 from tests import textbook  # noqa: E402
 from tests.common import fill_model, small_spec  # noqa: E402
 from utils import make_coord  # noqa: E402
@@ -50,30 +52,40 @@ def textbook_stages(model, inp, size, rows=None):
     return [lambda _: model.encoder(inp), decode]
 
 
-def training_step(model, optimizer, batch, precision, fast):
-    """One whole step: forward, L1, backward, Adam."""
-    inp, coord, cell, gt = batch
-    with autocast(inp.device, precision):
-        pred = model(inp, coord, cell) if fast else textbook.query(model, model.encoder(inp), coord, cell)
-        loss = F.l1_loss(pred.float(), gt)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.item()
+def step_stages(device, precision, quick=False):
+    """A whole training step, as train_liif.py makes it, on a batch like those of the paper."""
+    spec = small_spec() if quick else EDSR_BASELINE_LIIF
+    state = State({'model': spec, 'optimizer': {'name': 'adam', 'args': {'lr': 1e-4}}, 'precision': precision,
+                   'data_norm': None, 'grad_clip': None, 'ema': None}, device, steps=1)
+    batch = training_batch(device, quick)
+    return [lambda _: train_step(state.model, state, batch, 1e-4)[0].item()]
 
 
-def step_stages(device, precision, fast, quick=False):
-    """A training step on one batch like those of the paper, with a model and an Adam of its own."""
+def textbook_step_stages(device, precision, quick=False):
+    """The same by the textbook formula: forward, L1, backward, Adam."""
     model = make_model(device, quick).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    batch = training_batch(device, quick)
+
+    def step(_):
+        with autocast(device, precision):
+            pred = textbook.query(model, model.encoder(batch['inp']), batch['coord'], batch['cell'])
+        loss = F.l1_loss(pred.float(), batch['gt'])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+    return [step]
+
+
+def training_batch(device, quick):
+    """Normalized inputs and queries as `unpack` gives them, of random scales from 1 to 4."""
     b, side, q = QUICK['step'] if quick else (BATCH, SIDE, QUERIES)
     random = torch.Generator().manual_seed(0)
     inp, coord, gt = (torch.rand(*shape, generator=random).to(device) * 2 - 1
                       for shape in ((b, 3, side, side), (b, q, 2), (b, q, 3)))
-    cell = 2 / (side * (1 + 3 * torch.rand(b, 1, 1, generator=random))).to(device).expand(b, q, 2)
-    if fast:
-        model, inp = model.to(memory_format=torch.channels_last), inp.contiguous(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-    return [lambda _: training_step(model, optimizer, (inp, coord, cell, gt), precision, fast)]
+    cell = 2 / (side * (1 + 3 * torch.rand(b, 1, 1, generator=random)))
+    return {'inp': inp, 'coord': coord, 'cell': cell.to(device).expand(b, q, 2), 'gt': gt}
 
 
 def product_stages(width, rows, layers, device, dtype=torch.float32):

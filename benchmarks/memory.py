@@ -5,6 +5,7 @@ On a CPU the peak of the resident set less what it was before; on a GPU the peak
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -19,7 +20,6 @@ from engine.render import Renderer  # noqa: E402
 MB = 1 << 20
 CURVE = (48, 48), (4, 8, 16, 30)
 LARGE = 1500, 2000, 2
-STEPS = 4
 
 
 def measure(device, quick):
@@ -37,18 +37,21 @@ def measure(device, quick):
     h, w, scale = large
     result['large'] = {'input': [h, w], 'scale': scale, 'textbook_unfolded_features_mb': 576 * 4 * h * w / MB,
                        'fast': run('fast', device, quick, h=h, w=w, scale=scale, precision='bf16', budget=512)}
-    result['train'] = {f'{what} {precision}': run(what, device, quick, precision=precision)
+    result['train'] = {f'{what} {precision}': run(what, device, quick, precision=precision, calls=2)
                        for precision in ('float32', 'bf16')[:1 if quick else 2] for what in ('step', 'textbook-step')}
     return result
 
 
 def effect_of_keeping(quick):
-    """Training steps on a CPU by processes that give freed memory back to the system and by ones that keep it."""
+    """Training steps and decodes on a CPU by processes that give freed memory back to the system, as is the default,
+    and by ones that keep it."""
     device, result = torch.device('cpu'), {}
-    for precision in ('float32', 'bf16')[:1 if quick else 2]:
-        for what in ('step', 'textbook-step')[:1 if quick else 2]:
-            result[f'{what} {precision}'] = {name: run(what, device, quick, precision=precision, keep=keep)
-                                             for name, keep in (('given_back', False), ('kept', True))}
+    h, w, scale = cases.QUICK['decode'][0] if quick else cases.DECODE[1]
+    for what in ('step', 'textbook-step', 'fast', 'textbook')[:1 if quick else 4]:
+        for precision in ('float32', 'bf16'):
+            result[f'{what} {precision}'] = {
+                name: run(what, device, quick, precision=precision, keep=keep, h=h, w=w, scale=scale, calls=4)
+                for name, keep in (('given_back', False), ('kept', True))}
     return result
 
 
@@ -74,12 +77,18 @@ def child(args):
         renderer = Renderer(model.to(memory_format=torch.channels_last), precision=args.precision,
                             memory=args.budget and args.budget * MB)
         renderer.encode(inp[0, :, :8, :8]).render((8, 8))  # loads what is loaded once
-        peak, seconds = _peak(lambda: renderer.encode(inp[0]).render(size, dtype=torch.uint8), device)
+
+        def function():
+            return renderer.encode(inp[0]).render(size, dtype=torch.uint8)
     else:
         inp = inp.to(device) * 2 - 1
         _textbook(model, inp[..., :8, :8], (8, 8), args.precision)
-        peak, seconds = _peak(lambda: _textbook(model, inp, size, args.precision), device)
-    return {'peak_mb': peak, 'beyond_output_mb': peak - 3 * size[0] * size[1] / MB, 'seconds': seconds}
+
+        def function():
+            return _textbook(model, inp, size, args.precision)
+    peak, seconds = _peak(function, args.calls, device)
+    beyond = None if peak is None else peak - 3 * size[0] * size[1] / MB
+    return {'peak_mb': peak, 'beyond_output_mb': beyond, 'seconds': seconds}
 
 
 def _textbook(model, inp, size, precision):
@@ -96,15 +105,15 @@ def _textbook(model, inp, size, precision):
 
 
 def _step(args, device):
-    stages = cases.step_stages(device, args.precision, args.what == 'step', args.quick)
-    seconds = []
-    peak, _ = _peak(lambda: [seconds.extend(cases.interleave({'it': (stages, args.precision, True)}, 1, device)['it'])
-                             for _ in range(2 if args.quick else STEPS)], device)
-    return {'peak_mb': peak, 'seconds': sorted(t[0] for t in seconds[1:])[len(seconds[1:]) // 2]}
+    make = cases.step_stages if args.what == 'step' else cases.textbook_step_stages
+    step, = make(device, args.precision, args.quick)
+    peak, seconds = _peak(lambda: step(None), args.calls, device)
+    return {'peak_mb': peak, 'seconds': seconds}
 
 
-def _peak(function, device):
-    """(Megabytes at the peak less those before, seconds) of a call; megabytes are None where the system does not tell."""
+def _peak(function, calls, device):
+    """(Megabytes at the peak less those before, median seconds of all calls but the first), of so many calls; None where
+    the system does not tell the megabytes, or there is but one call."""
     cases.synchronize(device)
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
@@ -113,14 +122,16 @@ def _peak(function, device):
         with open('/proc/self/clear_refs', 'w') as f:
             f.write('5')  # the peak counts from here
         before = _resident('VmRSS')
-    start = time.perf_counter()
-    out = function()
-    cases.synchronize(device)
-    seconds = time.perf_counter() - start
-    del out
+    seconds = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        function()
+        cases.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    typical = statistics.median(seconds[1:]) if calls > 1 else None
     if device.type == 'cuda':
-        return (torch.cuda.max_memory_allocated(device) - before) / MB, seconds
-    return (_resident('VmHWM') - before if sys.platform == 'linux' else None), seconds
+        return (torch.cuda.max_memory_allocated(device) - before) / MB, typical
+    return (_resident('VmHWM') - before if sys.platform == 'linux' else None), typical
 
 
 def _resident(key):
@@ -137,6 +148,7 @@ if __name__ == '__main__':
     parser.add_argument('--w', type=int)
     parser.add_argument('--scale', type=int)
     parser.add_argument('--budget', type=int, help="megabytes of the renderer's memory budget")
+    parser.add_argument('--calls', type=int, default=1)
     parser.add_argument('--keep', action='store_true')
     parser.add_argument('--quick', action='store_true')
     print(json.dumps(child(parser.parse_args())))

@@ -76,8 +76,8 @@ def measure_train(device, quick):
     if device.type == 'cpu':
         keep_freed_memory()
     peak = measure_peak(device, quick)
-    sides = {f'{side} {name}': (cases.step_stages(device, name, side == 'fast', quick), name, True)
-             for name in PRECISIONS for side in ('textbook', 'fast')}
+    sides = {f'{side} {name}': (stages(device, name, quick), name, True) for name in PRECISIONS
+             for side, stages in (('textbook', cases.textbook_step_stages), ('fast', cases.step_stages))}
     cases.interleave(sides, 1 if quick or device.type == 'cpu' else 5, device)  # warm-up
     times = cases.interleave(sides, 1 if quick else ROUNDS[device.type], device)
     result = {'setting': dict(zip(('batch', 'side', 'queries'),

@@ -34,6 +34,10 @@ def seconds(value):
     return f'{value * 1000:.3g} ms' if value < 1 else f'{value:.3g} s'
 
 
+def megabytes(value):
+    return 'not measured' if value is None else f'{max(0, value):.0f} MB'
+
+
 def times(value):
     return f'{value:.1f}x'
 
@@ -93,17 +97,28 @@ def data_table(result):
 
 
 def memory_table(result):
-    rows = [[size_of(case), *(f'{case[side]["beyond_output_mb"]:.0f} MB' for side in ('textbook', 'fast'))]
+    rows = [[size_of(case), *(megabytes(case[side]['beyond_output_mb']) for side in ('textbook', 'fast'))]
             for case in result['cases'] + result['curve']]
     large = result['large']
-    rows.append([f'{size_of(large)}, in tiles, bf16', f'{large["textbook_unfolded_features_mb"]:.0f} MB and more',
-                 f'{large["fast"]["beyond_output_mb"]:.0f} MB'])
+    rows.append([f'{size_of(large)}, in tiles, bf16', megabytes(large['textbook_unfolded_features_mb']) + ' and more',
+                 megabytes(large['fast']['beyond_output_mb'])])
     for name in ('float32', 'bf16'):
         if f'step {name}' not in result['train']:
             continue
-        rows.append([f'training step, {name}', *(f'{result["train"][f"{what} {name}"]["peak_mb"]:.0f} MB'
+        rows.append([f'training step, {name}', *(megabytes(result['train'][f'{what} {name}']['peak_mb'])
                                                  for what in ('textbook-step', 'step'))])
     return markdown(['peak memory (decoding: beyond the 8-bit output)', 'textbook', 'here'], rows)
+
+
+def keeping_table(result):
+    """What `keep_freed_memory` changes, on a CPU."""
+    names = {'step': 'training step', 'textbook-step': 'training step, textbook', 'fast': 'decode x4',
+             'textbook': 'decode x4, textbook'}
+    rows = [[f'{names[what.split()[0]]}, {what.split()[1]}',
+             *(f'{seconds(v["seconds"])}, {megabytes(v["peak_mb"])}' for v in (found['given_back'], found['kept'])),
+             times(found['given_back']['seconds'] / found['kept']['seconds'])]
+            for what, found in result.get('keep_freed_memory', {}).items()]
+    return markdown(['freed memory', 'given back to the system', 'kept', 'ratio'], rows) if rows else ''
 
 
 def precision_table(result):
@@ -126,7 +141,7 @@ def report(results, full=True):
     info = results['machine']
     lines = [f'**{info["name"]}**, {info["threads"]} threads, torch {info["versions"]["torch"]}' if info['device'] == 'cpu'
              else f'**{info["name"]}**, torch {info["versions"]["torch"]}, CUDA {info["versions"]["cuda"]}']
-    tables = {'decode': [decode_table, decoder_table], 'train': [train_table], 'data': [data_table],
+    tables = {'decode': [decode_table, decoder_table], 'train': [train_table, keeping_table], 'data': [data_table],
               'memory': [memory_table], 'precision': [precision_table]}
     for name, makers in tables.items():
         if name not in results:
@@ -137,7 +152,7 @@ def report(results, full=True):
         if full and 'profile' in result:
             profiles = {k: result['profile'][k] for k in ('float32', 'bf16')}
             lines.append(profile_table(profiles))
-    return '\n\n'.join(lines) + '\n'
+    return '\n\n'.join(line for line in lines if line) + '\n'
 
 
 def figure(results, path):
