@@ -48,7 +48,7 @@ def effect_of_keeping(quick):
     device, result = torch.device('cpu'), {}
     h, w, scale = cases.QUICK['decode'][0] if quick else cases.DECODE[1]
     for what in ('step', 'textbook-step', 'fast', 'textbook')[:1 if quick else 4]:
-        for precision in ('float32', 'bf16'):
+        for precision in ('float32', 'bf16')[:1 if quick else 2]:
             result[f'{what} {precision}'] = {
                 name: run(what, device, quick, precision=precision, keep=keep, h=h, w=w, scale=scale, calls=4)
                 for name, keep in (('given_back', False), ('kept', True))}
