@@ -21,12 +21,13 @@ class State:
     checkpoint: what to go on from; init: a checkpoint whose weights to start from instead; None: new weights.
 
     epoch: the one under way, from 1; step: steps of it already made; steps: in every epoch; loss: mean over those made;
-    best: highest validation PSNR in dB; skipped: bad images passed over.
+    best: highest validation PSNR in dB, reached in best_epoch; skipped: bad images passed over.
     """
 
     def __init__(self, config, device, steps, checkpoint=None, init=None):
         self.config, self.steps = config, steps
-        self.epoch, self.step, self.loss, self.best, self.skipped = 1, 0, Averager(), float('-inf'), 0
+        self.epoch, self.step, self.loss, self.skipped = 1, 0, Averager(), 0
+        self.best, self.best_epoch = float('-inf'), 0
         if config['precision'] == 'fp16' and device.type != 'cuda':
             raise UserError(f'precision: fp16 is for CUDA GPUs, this is {device}; use bf16 or float32')
         source = checkpoint or init
@@ -51,9 +52,15 @@ class State:
             'data_norm': config['data_norm'] or {'inp': IDENTITY, 'gt': IDENTITY},
             'config': config,
             'train': {'step': self.step, 'steps': self.steps, 'loss': [self.loss.n, self.loss.v], 'best': self.best,
-                      'skipped': self.skipped, 'scaler': self.scaler.state_dict()},
+                      'best_epoch': self.best_epoch, 'skipped': self.skipped, 'scaler': self.scaler.state_dict()},
         }
         return checkpoint if self.ema is None else {**checkpoint, 'ema': self.ema}
+
+    def names(self):
+        """Files for the checkpoint at the end of an epoch, besides the last one."""
+        done, every = self.epoch - 1, self.config['epoch_save']
+        best = ['epoch-best.pth'] if self.best_epoch == done > 0 else []
+        return best + ([f'epoch-{done}.pth'] if every and done and done % every == 0 else [])
 
     def _restore(self, checkpoint):
         self.epoch = checkpoint.get('epoch', 0) + 1
@@ -61,7 +68,8 @@ class State:
             self._restore_optimizer(checkpoint['optimizer']['sd'])
             train = checkpoint.get('train')  # absent in checkpoints of the published code: at the end of an epoch
             if train is not None:
-                self.best, self.skipped = float(train['best']), int(train['skipped'])
+                self.best, self.best_epoch = float(train['best']), int(train.get('best_epoch', 0))
+                self.skipped = int(train['skipped'])
                 if train['steps'] == self.steps:  # otherwise the epoch begins again
                     self.step, self.loss.n, self.loss.v = int(train['step']), *map(float, train['loss'])
                 if self.scaler.is_enabled() and train['scaler']:

@@ -79,6 +79,8 @@ def train(config, folder, device, checkpoint=None, init=None, workers=None):
                f'{describe_device(device)}{processes}, torch {torch.__version__}')
     if checkpoint is not None:
         folder.log(f'going on with epoch {state.epoch}, {state.step} of its {steps} steps made')
+        if not checkpoint.get('train', {}).get('step'):  # an interruption may have come between the files of an epoch
+            folder.save(state.checkpoint(), *state.names())
     folder.save_config(config)
     folder.open_curves((state.epoch - 1) * steps + state.step)
 
@@ -225,22 +227,18 @@ def end_epoch(state, folder, psnr, seconds, epochs):
     rate = learning_rate(config, epoch, state.steps - 1, state.steps)
     scalars = {'lr': rate, 'loss/train': state.loss.item()}
     line = f'epoch {epoch}/{config["epoch_max"]}: rate {rate:.3g}, loss {state.loss.item():.6f}'
-    names = []
     if psnr is not None:
         scalars['psnr/val'] = psnr
         if psnr > state.best:
-            state.best = psnr
-            names.append('epoch-best.pth')
+            state.best, state.best_epoch = psnr, epoch
         line += f', val psnr {psnr:.4f} (best {state.best:.4f})'
     if state.skipped:
         line += f', {state.skipped} bad images passed over so far'
-    if config['epoch_save'] and epoch % config['epoch_save'] == 0:
-        names.append(f'epoch-{epoch}.pth')
     total = seconds / epochs * (config['epoch_max'] - epoch + epochs)
     folder.log(f'{line}, {duration(seconds)} of {duration(total)}')
     folder.scalars(scalars, epoch * state.steps)
     state.epoch, state.step, state.loss = epoch + 1, 0, Averager()
-    folder.save(state.checkpoint(), *names)  # last: what is interrupted before is done again, what comes later is not
+    folder.save(state.checkpoint(), *state.names())  # last: an interruption before it has the epoch done again
 
 
 # Smaller things.

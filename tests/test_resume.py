@@ -2,6 +2,7 @@
 newest checkpoint damaged. Cases and processes are in tests/survival.py."""
 import os
 import random
+import re
 import signal
 
 import pytest
@@ -35,21 +36,32 @@ def assert_same_end(a, b):
 
 
 @pytest.mark.parametrize('workers, threads, changes', [
-    (0, 1, {'save_minutes': 1e-9, 'ema': 0.9}),  # saved after every step
+    # Saved after every step; a rate so high that validation has its ups and downs.
+    (0, 1, {'save_minutes': 1e-9, 'ema': 0.9, 'optimizer': {'name': 'adam', 'args': {'lr': 0.1}}}),
     (2, 1, {'save_minutes': 1e-9, 'optimizer': {'name': 'sgd', 'args': {'lr': 0.01, 'momentum': 0.9}}, 'grad_clip': 0.3,
             'multi_step_lr': None, 'lr_scheduler': {'name': 'cosine', 'args': {'warmup_epochs': 1.5}}}),
-    (0, 2, {}),  # at the end of an epoch alone
+    (0, 2, {}),  # saved at the end of an epoch alone
 ])
 def test_ten_kills_in_a_row_change_nothing(tmp_path, images, workers, threads, changes):
     rng = random.Random(workers)
     steps = [rng.randint(1, 5) if 'save_minutes' in changes else rng.randint(1, 8) for _ in range(10)]
-    config = tiny_config(images, epoch_max=20, **changes)
+    config = tiny_config(images, epoch_max=16, **changes)
     assert killed_and_resumed(tmp_path, config, workers, [('step', n) for n in steps], threads) == 10
+    if 'ema' in changes:
+        log = open(f'{tmp_path}/whole/save/_c/log.txt').read()
+        assert any(a != b for a, b in re.findall(r'val psnr ([\d.]+) \(best ([\d.]+)\)', log))
+
+
+def test_kills_at_every_moment_of_the_end_of_an_epoch_change_nothing(tmp_path, images):
+    """Killed before each rename in turn: config.yaml, epoch-best, epoch-N, epoch-last to its previous, epoch-last."""
+    config = tiny_config(images, epoch_save=1, epoch_max=6)
+    kills = [('replace', n) for n in range(1, 8)] + [('log', n) for n in (7, 8)] + [('validate', n) for n in (1, 2)]
+    assert killed_and_resumed(tmp_path, config, 0, kills) >= 8
 
 
 @pytest.mark.parametrize('seed', [1, 2])
 def test_kills_anywhere_change_nothing(tmp_path, seed):
-    """While a checkpoint is written, renamed, between log and checkpoint, in validation."""
+    """Random configs, random moments."""
     assert kill_case(seed, tmp_path) > 0
 
 
