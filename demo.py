@@ -7,7 +7,6 @@
 
 Alpha, grey, 16 bits, EXIF orientation, ICC profile and DPI are kept. See docs/demo.md.
 """
-import argparse
 import contextlib
 import copy
 import os
@@ -24,7 +23,7 @@ from engine import video as videos
 from engine.checkpoint import load_model
 from engine.jobs import find_jobs, is_done, is_still
 from engine.render import Renderer, quantize
-from engine.runtime import run_program, select_device
+from engine.runtime import Parser, run_program, select_device
 from engine.sizes import parse, parse_size
 from engine.weights import default_model
 from utils import UserError
@@ -61,7 +60,7 @@ def main(argv=None):
 
 
 def parse_arguments(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add('--input', required=True, nargs='+', help='pictures (PNG, JPEG, WebP, TIFF, BMP, GIF) or videos: files, '
         'folders, patterns such as "in/*.png"')
@@ -187,6 +186,8 @@ def one_line_errors(source):
     """Lack of memory or of a writable place, as a UserError."""
     try:
         yield
+    except BrokenPipeError:  # of who reads what is printed, not of the picture
+        raise
     except OSError as error:
         raise UserError(f'{error.filename or source}: {error.strerror or error}') from error
     except (MemoryError, RuntimeError) as error:

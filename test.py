@@ -7,7 +7,6 @@
 --config prints a last line `result: PSNR` in dB. --suite prints tables beside the published figures and writes them to
 the output folder, where results are kept, so that a second start measures only what is missing (docs/evaluation.md).
 """
-import argparse
 import os
 import sys
 
@@ -19,13 +18,13 @@ from engine.device import autocast
 from engine.evaluate import batched_predict, eval_psnr  # noqa: F401 (importable from here)
 from engine.measure import Options, mean_of, measure, open_model, run_suite
 from engine.metrics import make_lpips
-from engine.runtime import run_program, select_device
+from engine.runtime import Parser, run_program, select_device
 from engine.suite import locate, open_data, read_suite
 from utils import UserError
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument('--config', help='a test config, such as configs/test/test-set5-2.yaml')
     what.add_argument('--suite', help='benchmark, div2k, celebAHQ, all, continuous, or the path of a .yaml file')
@@ -70,7 +69,7 @@ def test_config(args, device, options):
         raise UserError(f'{args.config}: there is no {missing}; correct --data')
     candidate = open_model(args.model[0], device, args.ema)
     data, rows = open_data(config, dataset), []
-    with tqdm(total=len(data), desc='test', leave=False) as progress:
+    with tqdm(total=len(data), desc='test', leave=False, disable=None) as progress:
         for row in measure(candidate, config, data, device, options, args.workers):
             rows.append(row)
             progress.update(row['count'])

@@ -32,21 +32,20 @@ The config (docs/configs.md explains every name and argument; a spec is {name: .
     ema: null             decay of averaged weights, saved beside (test.py --ema)
     on_bad_image: stop    or skip
 """
-import argparse
 import sys
 
 from engine import distributed
 from engine.checkpoint import load_checkpoint, parse_checkpoint, read_file
 from engine.config import load_config
 from engine.run_folder import RunFolder, folder_name
-from engine.runtime import parse_gpus, run_program, select_device
+from engine.runtime import Parser, parse_gpus, run_program, select_device
 from engine.state import agree
 from engine.train import train
 from utils import UserError
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('--config', required=True, help='a training config, such as configs/train-your-images.yaml')
     parser.add_argument('--name', help='of the run folder below save/; _<config name> when absent')
     parser.add_argument('--tag', help='appended to that name')

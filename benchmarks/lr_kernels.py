@@ -5,7 +5,6 @@
 Reduces the benchmark sets with both and enlarges them with the bicubic baseline (and a checkpoint, when one is
 given); writes benchmarks/results/lr_kernels.json and the table in docs/lr-kernels.md.
 """
-import argparse
 import json
 import os
 import sys
@@ -21,7 +20,7 @@ import models  # noqa: E402
 from datasets.images import read_image  # noqa: E402
 from engine.imresize import KERNELS, imresize, list_images, lr_size  # noqa: E402
 from engine.render import Renderer  # noqa: E402
-from engine.runtime import run_program  # noqa: E402
+from engine.runtime import Parser, run_program  # noqa: E402
 from utils import UserError, atomic_write, calc_psnr  # noqa: E402
 
 SETS, SCALES = ('Set5', 'Set14', 'B100', 'Urban100'), (2, 3, 4)
@@ -31,7 +30,7 @@ BEGIN, END = '<!-- benchmarks/lr_kernels.py writes from here -->', '<!-- to here
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('--data', default='load/benchmark', help='a folder with Set5/HR and so on')
     parser.add_argument('--model', help='a checkpoint to measure beside bicubic')
     args = parser.parse_args(argv)

@@ -8,7 +8,6 @@ Everything compared is measured in turns within one run, after a warm-up; figure
 the rounds' ratios. Results go to benchmarks/results/<device>.json, from which benchmarks/table.py fills the tables of
 README.md and docs/speed.md. See docs/speed.md for what the figures say.
 """
-import argparse
 import datetime
 import json
 import os
@@ -24,7 +23,7 @@ import numpy  # noqa: E402
 import torch  # noqa: E402
 
 from benchmarks import data, memory, precision, speed, table  # noqa: E402
-from engine.runtime import run_program  # noqa: E402
+from engine.runtime import Parser, run_program  # noqa: E402
 from utils import UserError, atomic_write  # noqa: E402
 
 
@@ -61,7 +60,7 @@ def file_name(info):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('--device', choices=['cpu', 'cuda'], help='a GPU where there is one when absent')
     parser.add_argument('--only', default=','.join(SECTIONS), help=f'sections to measure, of {",".join(SECTIONS)}')
     parser.add_argument('--model', help='a checkpoint for the precision section, instead of weights by rule')

@@ -3,7 +3,6 @@
 Measures the exchange of gradients and adds it to benchmarks/results/<device>.json, then rewrites the table of
 docs/scaling.md from it and from what benchmarks/run.py measured there of the step and the data.
 """
-import argparse
 import datetime
 import json
 import os
@@ -19,7 +18,7 @@ import torch.distributed as dist
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[0] = ROOT
 from benchmarks import run, table  # noqa: E402
-from engine.runtime import run_program  # noqa: E402
+from engine.runtime import Parser, run_program  # noqa: E402
 from utils import UserError, atomic_write  # noqa: E402
 
 PARAMETERS = 1_567_299  # of EDSR-baseline-LIIF that are trained: all but the 24 of the fixed mean shifts
@@ -27,7 +26,7 @@ MARKERS = '<!-- scaling:start -->', '<!-- scaling:end -->'
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cuda' if torch.cuda.is_available() else 'cpu')
     args = parser.parse_args(argv)
     info = run.machine(torch.device(args.device))

@@ -60,6 +60,8 @@ def to_tensor(image):
         if image.dtype not in (torch.uint8, torch.uint16):
             raise UserError(f'{found} holds {image.dtype}: wanted uint8, uint16, or floats in [0, 1]')
         image = image.to(torch.float32) / torch.iinfo(image.dtype).max
+    if 0 in image.shape or not (0 <= image.min() and image.max() <= 1):  # also refuses NaN
+        raise UserError(f'{found} holds nothing, or values outside of [0, 1]: give floats in [0, 1], or uint8')
     return image.to(torch.float32).expand(3, -1, -1)
 
 

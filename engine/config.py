@@ -313,6 +313,9 @@ def agree_decoder(check, args, path):
     if decoder is None and encoder['args'].get('no_upsampling'):
         check.fail(join(path, 'imnet_spec'), 'nothing', 'a decoder, since the encoder has no_upsampling: true',
                    'add {name: mlp, args: {out_dim: 3, hidden_list: [256, 256, 256, 256]}}')
+    if decoder is not None and encoder['name'] in ARGUMENTS['encoder'] and not encoder['args'].get('no_upsampling'):
+        check.fail(join(path, 'encoder_spec.args.no_upsampling'), 'nothing' if 'no_upsampling' not in encoder['args'] else
+                   'false', 'true, since a decoder reads features, not the pixels of an up-sampler', 'add it')
     channels = 3 if decoder is None else decoder['args'].get('out_dim', 3)
     if channels != 3:
         check.fail(join(path, 'imnet_spec.args.out_dim'), show(channels), '3: red, green and blue', 'correct it')

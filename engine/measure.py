@@ -137,6 +137,17 @@ class Options(NamedTuple):
         return {**self._asdict(), 'lpips': self.lpips is not None}
 
 
+def check_scale(batch, eval_type):
+    """UserError for images of another scale than `eval_type` names, whose wrong shave would go unnoticed."""
+    if eval_type in (None, 'none') or batch['size'] is None:
+        return
+    wanted = float(eval_type.split('-')[1])
+    found = [whole / part for whole, part in zip(batch['size'][0].tolist(), batch['inp'].shape[-2:])]
+    if all(abs(f - wanted) > 0.1 + 0.1 * wanted for f in found):
+        raise UserError(f'the ground truth is {found[0]:.3g} times as large as the input, but eval_type is {eval_type}: '
+                        f'name the low-resolution images of that scale, or correct eval_type')
+
+
 def measure(candidate, config, data, device, options=Options(), workers=None):
     """Yield a dict for each batch of a test: image (the files' names), count, psnr in dB (pooled over the batch),
     seconds (from the host to the figure), and ssim, lpips when asked for.
@@ -158,6 +169,7 @@ def measure(candidate, config, data, device, options=Options(), workers=None):
         start = time.perf_counter()
         try:
             on_device = unpack(batch, device)
+            check_scale(on_device, config['eval_type'])
             whole = on_device['coord'] is None or dataset is not None
             if not whole and (renderer or options.ssim or options.lpips):
                 raise UserError('its queries are random pixels (sample_q), not an image: leave --self-ensemble, '

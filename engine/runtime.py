@@ -1,4 +1,5 @@
 """What every program needs around its work: a device, errors in one line, an orderly end on a signal."""
+import argparse
 import errno
 import os
 import signal
@@ -9,6 +10,16 @@ import torch
 from datasets.images import cores
 from engine import distributed
 from utils import UserError
+
+class Parser(argparse.ArgumentParser):
+    """Command-line arguments whose mistakes are told in one line, with exit code 2; the docstring as it stands."""
+
+    def __init__(self, description):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message):
+        self.exit(2, f'error: {message}; see {self.prog} --help (a value that begins with a minus: --flag=-1)\n')
+
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -103,8 +114,9 @@ def named_device(name):
         visible = os.environ.get('CUDA_VISIBLE_DEVICES')
         found = f'GPUs 0 to {count - 1} are there' if count > 1 else 'only GPU 0 is there' if count else \
             'there is no CUDA GPU'
-        raise UserError(f'GPU {number} is not there: {found}' + (f' (CUDA_VISIBLE_DEVICES={visible})' if visible else '')
-                        + ('; choose one of these' if count else '; use --gpu cpu'))
+        found += f' (CUDA_VISIBLE_DEVICES={visible})' if visible else ''
+        remedy = 'choose one of these' if count else 'use --gpu cpu'
+        raise UserError(f'GPU {number} is not there: {found}; {remedy}')
     return torch.device('cuda', number)
 
 

@@ -84,6 +84,11 @@ def train(config, folder, device, checkpoint=None, init=None, workers=None):
     folder.save_config(config)
     folder.open_curves((state.epoch - 1) * steps + state.step)
 
+    if state.epoch > config['epoch_max']:
+        folder.log(f'nothing left to train: the checkpoint has {state.epoch - 1} epochs, epoch_max is '
+                   f'{config["epoch_max"]}')
+        return None
+
     begun, first = time.monotonic(), state.epoch
     with StopSignals() as stop:
         while state.epoch <= config['epoch_max']:
@@ -173,9 +178,9 @@ def settle(found, state, sampler, folder):
     if not math.isfinite(loss) or not math.isfinite(norm) and not overflow:
         if not folder.active:
             raise SystemExit(2)  # process 0 finds the same and says it
-        raise UserError(f'epoch {state.epoch}, step {state.step + 1}: the loss is {loss:g} and the norm of its gradient '
-                        f'{norm:g}, at rate {found.rate:g} on samples {batch_indices(found, state, sampler)}: lower the '
-                        f'rate, set grad_clip, or look at these images; the last good checkpoint stays')
+        raise UserError(f'epoch {state.epoch}, step {state.step + 1}: the loss is {loss:g} and the norm of its '
+                        f'gradient {norm:g}, at rate {found.rate:g} on samples {batch_indices(found, state, sampler)}: '
+                        f'lower the rate, set grad_clip, or look at these images; the last good checkpoint stays')
     state.step += 1
     state.loss.add(loss)
     state.skipped += int(skipped)

@@ -3,7 +3,6 @@
     python scripts/change_resolution.py face.png --output growing.gif
     python scripts/change_resolution.py photo.jpg --input-size 64 --start 32 --end 640 --output growing.gif
 """
-import argparse
 import os
 import sys
 
@@ -16,12 +15,12 @@ from engine.api import to_tensor  # noqa: E402
 from engine.figures import (GROUND, View, add_model_arguments, as_image, blank, check_size, ease,  # noqa: E402
                             positive, renderer_of, save_animation, tag)
 from engine.imresize import imresize  # noqa: E402
-from engine.runtime import run_program  # noqa: E402
+from engine.runtime import Parser, run_program  # noqa: E402
 from utils import UserError  # noqa: E402
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('image')
     parser.add_argument('--output', required=True, help='.gif, .mp4, .webm; without suffix: a folder of PNG frames')
     parser.add_argument('--start', type=int, default=32, help='the first size, of the longer side, in pixels; 32')

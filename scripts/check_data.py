@@ -5,7 +5,6 @@
 Reports missing and empty folders, how many images there are, files that cannot be read, pairs that do not belong
 together, images too small for the crop; each with what to do. Exits with 0 when all is well, with 2 otherwise.
 """
-import argparse
 import os
 import sys
 
@@ -16,7 +15,7 @@ from tqdm import tqdm  # noqa: E402 (the path comes first)
 import datasets  # noqa: E402
 from datasets.check import problems  # noqa: E402
 from engine.config import load_config, read_yaml  # noqa: E402
-from engine.runtime import run_program  # noqa: E402
+from engine.runtime import Parser, run_program  # noqa: E402
 from utils import UserError  # noqa: E402
 
 SECTIONS = ('train_dataset', 'val_dataset', 'test_dataset')
@@ -24,7 +23,7 @@ ROOTS = ('root_path', 'root_path_1', 'root_path_2')
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('config', help='a training or test config')
     parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='override a key of the config')
     args = parser.parse_args(argv)

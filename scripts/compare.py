@@ -6,7 +6,6 @@
 In the first form the image is the ground truth, and the input is what MATLAB's bicubic reduction by --scale (any
 number) makes of it; in the second the image is the input itself, and there is nothing to compare with.
 """
-import argparse
 import os
 import sys
 
@@ -21,7 +20,7 @@ from engine.figures import (ACCENT, GROUND, INK, PAPER, SOFT, add_model_argument
                             blank, check_size, font, positive, renderer_of, save_image)
 from engine.imresize import imresize, lr_size  # noqa: E402
 from engine.render import quantize  # noqa: E402
-from engine.runtime import run_program  # noqa: E402
+from engine.runtime import Parser, run_program  # noqa: E402
 from engine.sizes import parse  # noqa: E402
 from utils import UserError, calc_psnr  # noqa: E402
 
@@ -30,7 +29,7 @@ ASPECTS = 0.75, 2  # between which an inset that is chosen here has the aspect o
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('image')
     parser.add_argument('--output', required=True, help='the figure, .png, .jpg or .webp')
     parser.add_argument('--scale', type=float, default=4, help='4')

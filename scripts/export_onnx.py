@@ -6,7 +6,6 @@ writes onnx/encoder.onnx (image -> codes) and onnx/decoder.onnx (codes, coordina
 width and number of queries are free. Both are compared with PyTorch before they are written. Inputs, outputs and an
 example: docs/onnx.md. Needs onnx, onnxscript and onnxruntime (requirements-optional.txt).
 """
-import argparse
 import contextlib
 import io
 import os
@@ -20,7 +19,7 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 from engine.api import load_renderer  # noqa: E402
-from engine.runtime import run_program  # noqa: E402
+from engine.runtime import Parser, run_program  # noqa: E402
 from models.liif import LIIF, SHIFT, _opposite_areas  # noqa: E402
 from utils import UserError, atomic_write, denormalize, make_coord, normalize  # noqa: E402
 
@@ -143,7 +142,7 @@ def queries(h, w, height, width):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('--model', help='a checkpoint; the weights that come with the project when absent')
     parser.add_argument('--output', default='onnx', help='the folder for encoder.onnx and decoder.onnx')
     args = parser.parse_args(argv)

@@ -7,19 +7,18 @@ writes <name>x2.png and so on into LR_bicubic/X2, X3, ... beside `HR` (DIV2K_val
 DIV2K_valid_HR), where the configs look for them. Sizes, crops and kernels: docs/lr-kernels.md. Files that exist are
 kept, so an interrupted run continues where it stopped.
 """
-import argparse
 import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from engine.imresize import KERNELS, make_lr_folder, parse_scale  # noqa: E402 (the path comes first)
-from engine.runtime import run_program  # noqa: E402
+from engine.runtime import Parser, run_program  # noqa: E402
 from utils import UserError  # noqa: E402
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('folder', help='high-resolution images')
     parser.add_argument('--scale', nargs='+', required=True, metavar='S',
                         help='2, 2.7, or 2x3 for different vertical and horizontal scales')

@@ -7,7 +7,6 @@
 psnr takes what test.py --suite wrote, files or folders, and shows every model in them beside the published figures;
 `test.py --suite continuous` measures at scales from x1 to x30. cost takes what benchmarks/run.py wrote.
 """
-import argparse
 import glob
 import json
 import math
@@ -19,7 +18,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from engine import report  # noqa: E402 (the path comes first)
 from engine.run_folder import LOG  # noqa: E402
-from engine.runtime import run_program  # noqa: E402
+from engine.runtime import Parser, run_program  # noqa: E402
 from engine.suite import case_factor  # noqa: E402
 from utils import UserError, atomic_write  # noqa: E402
 
@@ -28,7 +27,7 @@ TICKS = (1, 1.5, 2, 3, 4, 6, 8, 12, 18, 24, 30)
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('figure', choices=('psnr', 'training', 'cost'))
     parser.add_argument('paths', nargs='+', metavar='PATH', help='results, run folders, or results of benchmarks')
     parser.add_argument('--data', help='psnr: the data set, when the results are of several')

@@ -10,7 +10,6 @@
 with sub-folders HR, original, GTmod12 and LRbicx2, or image_SRF_2. What is there already is kept, so an interrupted
 run continues. Low-resolution images that are missing are made by MATLAB's kernel (scripts/make_lr.py).
 """
-import argparse
 import hashlib
 import io
 import json
@@ -28,7 +27,7 @@ from tqdm import tqdm  # noqa: E402
 from datasets.images import FORMATS, cores  # noqa: E402
 from engine.fetch import download, read_members  # noqa: E402
 from engine.imresize import in_processes, make_lr_folder  # noqa: E402
-from engine.runtime import run_program  # noqa: E402
+from engine.runtime import Parser, run_program  # noqa: E402
 from utils import UserError, atomic_write  # noqa: E402
 
 SCALES = [(2.0, 2.0), (3.0, 3.0), (4.0, 4.0)]
@@ -63,7 +62,7 @@ CELEBA_SIZES = (256, 128, 64, 32)
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('name', choices=('div2k', 'benchmark', 'celebAHQ', 'sample'))
     parser.add_argument('--from', nargs='+', metavar='PATH', dest='sources',
                         help='archives and folders at hand, instead of downloading')

@@ -2,7 +2,6 @@
 
     python scripts/quickstart_report.py --model save/_quickstart/epoch-last.pth --output out/quickstart
 """
-import argparse
 import os
 import sys
 
@@ -16,7 +15,7 @@ from datasets.loader import make_loader  # noqa: E402
 from engine.checkpoint import load_model  # noqa: E402
 from engine.evaluate import eval_psnr  # noqa: E402
 from engine.render import Renderer  # noqa: E402
-from engine.runtime import run_program, select_device  # noqa: E402
+from engine.runtime import Parser, run_program, select_device  # noqa: E402
 from utils import atomic_write  # noqa: E402
 
 SCALES = (2, 3, 4, 6, 8)
@@ -24,7 +23,7 @@ PICTURE, SCALE = 'chelsea.png', 4
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('--model', required=True)
     parser.add_argument('--photos', default='load/sample/valid', help='a folder of photographs')
     parser.add_argument('--output', required=True, help='a folder for the pictures')

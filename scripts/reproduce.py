@@ -8,7 +8,6 @@
 Trains what is not trained yet (save/_<config name>, going on where a run stopped), measures what is not measured yet
 (out/tables) and prints the table beside the published figures. It may be interrupted and started again at any time.
 """
-import argparse
 import json
 import os
 import re
@@ -31,7 +30,7 @@ from engine.config import load_config  # noqa: E402
 from engine.imresize import make_lr_folder  # noqa: E402
 from engine.measure import Options, Outcome, run_suite  # noqa: E402
 from engine.run_folder import folder_name  # noqa: E402
-from engine.runtime import run_program, select_device  # noqa: E402
+from engine.runtime import Parser, run_program, select_device  # noqa: E402
 from engine.suite import locate, read_suite  # noqa: E402
 from utils import UserError, atomic_write  # noqa: E402
 
@@ -65,7 +64,7 @@ TABLES = {
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('tables', nargs='*', metavar='TABLE', help='1, 2, 3, 4')
     parser.add_argument('--rows', nargs='+', metavar='ROW', help='only these rows of the tables, such as RDN-LIIF')
     parser.add_argument('--plan', action='store_true', help='say what would be done, and do nothing')

@@ -5,7 +5,6 @@
 writes OUTPUT/<size>/<name>.png, the shorter side being `size`. Each size is made from the original. What is done
 already (and not older than its source) is kept, so an interrupted run continues.
 """
-import argparse
 import os
 import sys
 
@@ -16,12 +15,12 @@ from tqdm import tqdm  # noqa: E402
 
 from datasets.images import BadImage, cores, read_image  # noqa: E402
 from engine.imresize import in_processes, list_images  # noqa: E402
-from engine.runtime import run_program  # noqa: E402
+from engine.runtime import Parser, run_program  # noqa: E402
 from utils import UserError, atomic_write  # noqa: E402
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('source', help='a folder of images')
     parser.add_argument('output', help='the folder in which one folder a size is made')
     parser.add_argument('--sizes', type=int, nargs='+', default=[256, 128, 64, 32], help='pixels of the shorter side')

@@ -4,7 +4,6 @@ Seven photographs that come inside scikit-image's package, so nothing is downloa
 <root>/sample/train and <root>/sample/valid (two that training does not see). Their licences allow any use;
 <root>/sample/LICENSES.txt names each. What is there already is kept.
 """
-import argparse
 import importlib.util
 import os
 import sys
@@ -12,7 +11,7 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from engine.runtime import run_program  # noqa: E402 (the path comes first)
+from engine.runtime import Parser, run_program  # noqa: E402 (the path comes first)
 from utils import UserError, atomic_write  # noqa: E402
 
 PHOTOS = {  # what is written: the file in scikit-image, what it shows and under which licence (scikit-image's words)
@@ -29,7 +28,7 @@ PHOTOS = {  # what is written: the file in scikit-image, what it shows and under
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('--root', default='load', help='where data sets live; default: load')
     args = parser.parse_args(argv)
     folder = os.path.join(args.root, 'sample')

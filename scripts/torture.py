@@ -5,7 +5,6 @@
 The cases are those of tests/test_resume.py and tests/test_checkpoint.py with other seeds (see docs/reliability.md).
 A case that breaks a promise is printed with its seed, its folder is kept, and the exit code is 1.
 """
-import argparse
 import os
 import shutil
 import sys
@@ -16,7 +15,7 @@ import traceback
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from engine.checkpoint import parse_checkpoint, read_file  # noqa: E402 (the path comes first)
-from engine.runtime import run_program  # noqa: E402
+from engine.runtime import Parser, run_program  # noqa: E402
 from tests import survival  # noqa: E402
 
 
@@ -56,7 +55,7 @@ MANY = 10  # broken promises after which it ends
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('--minutes', type=float, default=60, help='how long to go on')
     parser.add_argument('--seed', type=int, default=1000, help='of the first case')
     parser.add_argument('--only', choices=[case.__name__ for case in CASES], help='one kind of case')

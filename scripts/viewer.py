@@ -6,7 +6,6 @@
 Open the address it prints. Only what is visible is rendered, roughly first, then to the screen's pixels. Pictures stay
 in the memory of this program; nothing is written anywhere. Ctrl-C ends it.
 """
-import argparse
 import collections
 import contextlib
 import http.server
@@ -35,7 +34,7 @@ from engine.explore import Explorer, fastest  # noqa: E402
 from engine.picture import read_picture  # noqa: E402
 from engine.png import write_png  # noqa: E402
 from engine.render import quantize  # noqa: E402
-from engine.runtime import run_program  # noqa: E402
+from engine.runtime import Parser, run_program  # noqa: E402
 from utils import UserError  # noqa: E402
 
 PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'viewer.html')
@@ -268,7 +267,7 @@ def make_server(viewer, host='127.0.0.1', port=0):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('image', nargs='?')
     parser.add_argument('--model', help='a checkpoint; the weights that come with the project when absent')
     parser.add_argument('--gpu', help="a GPU's number, or cpu; the first GPU there is when absent")

@@ -5,7 +5,6 @@
 
 The image is encoded once. The speed is exponential, so that it looks even, and the ends are eased.
 """
-import argparse
 import os
 import sys
 
@@ -16,13 +15,13 @@ import numpy as np  # noqa: E402 (the path comes first)
 from engine.api import to_numpy, to_tensor  # noqa: E402
 from engine.figures import (View, add_model_arguments, as_image, baseline, check_size, ease, positive,  # noqa: E402
                             renderer_of, save_animation, tag)
-from engine.runtime import run_program  # noqa: E402
+from engine.runtime import Parser, run_program  # noqa: E402
 from engine.sizes import parse  # noqa: E402
 from utils import UserError  # noqa: E402
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('image')
     parser.add_argument('--output', required=True, help='.mp4, .gif, .webm; without suffix: a folder of PNG frames')
     parser.add_argument('--centre', metavar='X,Y', help='where to, in source pixels; the middle when absent')
