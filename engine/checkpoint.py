@@ -92,9 +92,9 @@ def parse_checkpoint(data, path):
         text = str(error)
         unsafe = re.search(r'GLOBAL ([\w.]+)|(?:Unsupported (?:class|operand)|instantiate) ([\w.]+)', text)
         if unsafe:
-            raise UserError(f'checkpoint {path} holds more than tensors and plain values ('
-                            f'{unsafe.group(1) or unsafe.group(2)}), which could execute code, so it is not loaded; get '
-                            f'it from its authors as plain weights') from error
+            raise UserError(f'checkpoint {path} holds more than tensors and plain values '
+                            f'({unsafe.group(1) or unsafe.group(2)}), which could execute code, so it is not loaded; '
+                            f'get it from its authors as plain weights') from error
         raise UserError(f'checkpoint {path} cannot be read, it is damaged or no checkpoint '
                         f'({type(error).__name__}): use another copy') from error
     check_structure(checkpoint, len(data), path)
@@ -162,7 +162,8 @@ def check_norm(norm, path):
             isinstance(part.get(key), list) and len(part[key]) in (1, 3)
             and all(isinstance(v, (int, float)) for v in part[key]) for key in HALF) and 0 not in part['div']
     if norm is not None and not (isinstance(norm, dict) and fits(norm.get('inp')) and fits(norm.get('gt'))):
-        raise UserError(f'checkpoint {path}: its data_norm is not {{inp, gt: {{sub: [...], div: [...]}}}}; do not use it')
+        raise UserError(f'checkpoint {path}: its data_norm is not {{inp, gt: {{sub: [...], div: [...]}}}}; do not use '
+                        f'it')
 
 
 # From a spec to a model.

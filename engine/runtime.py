@@ -11,6 +11,9 @@ from datasets.images import cores
 from engine import distributed
 from utils import UserError
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 class Parser(argparse.ArgumentParser):
     """Command-line arguments whose mistakes are told in one line, with exit code 2; the docstring as it stands."""
 
@@ -19,9 +22,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f'error: {message}; see {self.prog} --help (a value that begins with a minus: --flag=-1)\n')
-
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run_program(main):

@@ -121,8 +121,8 @@ def agree(config, checkpoint, path, allowed=()):
     optimizer = checkpoint.get('optimizer') or {}
     if not isinstance(optimizer.get('name'), str) or not isinstance(optimizer.get('args'), dict) \
             or not isinstance(optimizer.get('sd'), dict):
-        raise UserError(f'checkpoint {path} holds weights but no optimizer: {{name, args, sd}}, so it cannot be resumed '
-                        f'from; start from its weights with --init {path}')
+        raise UserError(f'checkpoint {path} holds weights but no optimizer: {{name, args, sd}}, so it cannot be '
+                        f'resumed from; start from its weights with --init {path}')
     was['optimizer'] = {'name': optimizer['name'], 'args': optimizer['args']}
     now = {key: was[key] if value is None and key in ('model', 'optimizer') else value for key, value in config.items()}
     differences = [f'{key} is {b}, was {a}' for key, a, b in compare(was, now)

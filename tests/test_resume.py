@@ -143,7 +143,7 @@ def test_resuming_nothing_begins_and_resuming_the_end_does_nothing(tmp_path, ima
     folder = whole_run(tmp_path / 'run', tiny_config(images, epoch_max=1), '--resume')
     before = load_checkpoint(f'{folder}/save/_c/epoch-last.pth')
     code, text = run(folder, *ARGUMENTS, '--resume')
-    assert code == 0 and 'done' in text
+    assert code == 0 and 'nothing left to train' in text
     same(before, load_checkpoint(f'{folder}/save/_c/epoch-last.pth'))
 
 

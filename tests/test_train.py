@@ -366,7 +366,8 @@ def test_bad_images_are_passed_over_and_counted(tmp_path, monkeypatch, capsys):
     write_config('c.yaml', tiny_config(images, epoch_max=1))
     with pytest.raises(UserError, match='2.png'):
         train_liif.main(['--config', 'c.yaml', '--gpu', 'cpu', '--workers', '0'])
-    train_liif.main(['--config', 'c.yaml', '--gpu', 'cpu', '--workers', '0', '--set', 'on_bad_image=skip', '--tag', 'b'])
+    train_liif.main(['--config', 'c.yaml', '--gpu', 'cpu', '--workers', '0', '--set', 'on_bad_image=skip',
+                     '--tag', 'b'])
     text = capsys.readouterr().out
     assert '2.png' in text and '2 bad images passed over so far' in text
     assert load_checkpoint('save/_c_b/epoch-last.pth')['train']['skipped'] == 2
