@@ -66,11 +66,11 @@ def main(argv=None):
     if len(devices) > 1 and distributed.world() == 1:
         sys.exit(distributed.launch(len(devices)))
     device = select_device(args.gpu)
+    init = load_checkpoint(args.init) if args.init else None
     folder = RunFolder(folder_name(args.config, args.name, args.tag), args.resume, args.overwrite)
     path, data = checkpoint_to_resume(config, folder, args)
     if data is not None:
         agree(config, parse_checkpoint(data, path), path, args.allow_change)  # complains before others wait for it
-    init = load_checkpoint(args.init) if args.init else None
     distributed.join(device)
 
     data, checkpoint = distributed.from_first(data, device), None

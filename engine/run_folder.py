@@ -26,31 +26,36 @@ def folder_name(config_path, name=None, tag=None):
 
 
 class RunFolder:
-    """The run folder `path`, made when absent. In processes other than the first, everything here does nothing.
+    """The run folder `path`. In processes other than the first, everything here does nothing.
 
-    resume: go on with the run in it, when there is one. overwrite: delete what is in it first. Raises UserError with
-    neither for a folder in which training began.
+    resume: go on with the run in it, when there is one. overwrite: replace it. Raises UserError with neither for a
+    folder in which training began. Nothing is written or deleted before `begin`.
     """
 
     def __init__(self, path, resume=False, overwrite=False):
-        self.path, self.active = path, distributed.rank() == 0
-        self.curves, self.saved = None, time.monotonic()
-        if not self.active:
-            return
+        self.path, self.overwrite, self.active = path, overwrite, distributed.rank() == 0
+        self.begun, self.lines, self.curves, self.saved = False, [], None, time.monotonic()
         if resume and overwrite:
             raise UserError('--resume and --overwrite exclude each other: give one')
-        if os.path.isdir(path):
-            if overwrite:
-                shutil.rmtree(path)
-            elif not resume and glob.glob(self.pattern('*.pth*')) + glob.glob(self.pattern(CONFIG)):
-                raise UserError(f'{path} holds a run already: go on with it by --resume, replace it by --overwrite, or '
-                                f'keep both by another --name or --tag')
-        try:
-            os.makedirs(path, exist_ok=True)
-        except OSError as error:
-            raise UserError(f'run folder {path} cannot be made ({error.strerror})') from error
-        for leftover in glob.glob(self.pattern('.epoch-*.pth.*')) + glob.glob(self.pattern(f'.{CONFIG}.*')):
-            os.unlink(leftover)  # of a process that was killed while it wrote
+        if self.active and not resume and not overwrite \
+                and glob.glob(self.pattern('*.pth*')) + glob.glob(self.pattern(CONFIG)):
+            raise UserError(f'{path} holds a run already: go on with it by --resume, replace it by --overwrite, or '
+                            f'keep both by another --name or --tag')
+
+    def begin(self, config):
+        """Make the folder ready and keep the config in it: training begins."""
+        if not self.active:
+            return
+        with self.writing('.'):
+            if self.overwrite and os.path.isdir(self.path):
+                shutil.rmtree(self.path)
+            os.makedirs(self.path, exist_ok=True)
+            for leftover in glob.glob(self.pattern('.epoch-*.pth.*')) + glob.glob(self.pattern(f'.{CONFIG}.*')):
+                os.unlink(leftover)  # of a process that was killed while it wrote
+        self.begun, text = True, yaml.safe_dump(config, sort_keys=False, default_flow_style=None)
+        with self.writing(CONFIG), atomic_write(self.file(CONFIG), 'w', encoding='utf-8') as f:
+            f.write(text)
+        self.log(f'config (kept in {self.file(CONFIG)}):\n{text.rstrip()}')
 
     def file(self, name):
         return os.path.join(self.path, name)
@@ -59,18 +64,14 @@ class RunFolder:
         return os.path.join(glob.escape(self.path), name)
 
     def log(self, text):
-        """A line, or several, on the terminal and in log.txt."""
+        """A line, or several, on the terminal and, once training begins, in log.txt."""
         if self.active:
             tqdm.write(text)
+            self.lines.append(text + '\n')
+        if self.active and self.begun:
             with self.writing(LOG), open(self.file(LOG), 'a', encoding='utf-8') as f:
-                f.write(text + '\n')
-
-    def save_config(self, config):
-        if self.active:
-            text = yaml.safe_dump(config, sort_keys=False, default_flow_style=None)
-            with self.writing(CONFIG), atomic_write(self.file(CONFIG), 'w', encoding='utf-8') as f:
-                f.write(text)
-            self.log(f'config (kept in {self.file("config.yaml")}):\n{text.rstrip()}')
+                f.writelines(self.lines)
+            self.lines = []
 
     @contextlib.contextmanager
     def writing(self, name):
@@ -88,7 +89,7 @@ class RunFolder:
     def newest(self):
         """(path, bytes) to resume from; None when there is none. A damaged epoch-last.pth is set aside,
         so that it does not push out the good one before it."""
-        if not self.active:
+        if not self.active or not os.path.isdir(self.path):
             return None
         found = find_resume(self.path, self.log)
         if found is not None and found[0] != self.file(LAST) and os.path.exists(self.file(LAST)):

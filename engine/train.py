@@ -79,9 +79,9 @@ def train(config, folder, device, checkpoint=None, init=None, workers=None):
                f'{describe_device(device)}{processes}, torch {torch.__version__}')
     if checkpoint is not None:
         folder.log(f'going on with epoch {state.epoch}, {state.step} of its {steps} steps made')
-        if not checkpoint.get('train', {}).get('step'):  # an interruption may have come between the files of an epoch
-            folder.save(state.checkpoint(), *state.names())
-    folder.save_config(config)
+    folder.begin(config)
+    if checkpoint is not None and not checkpoint.get('train', {}).get('step'):
+        folder.save(state.checkpoint(), *state.names())  # an interruption may have come between the files of an epoch
     folder.open_curves((state.epoch - 1) * steps + state.step)
 
     if state.epoch > config['epoch_max']:

@@ -231,3 +231,17 @@ def test_wrong_configs_run_or_say_in_one_line_why_not(tmp_path):
         os.makedirs(folder)
         found.add(config_case(seed, str(folder)))
     assert found == {'ran', 'refused'}
+
+
+def test_mistakes_leave_no_folder_and_delete_none(tmp_path, images):
+    folder = whole_run(tmp_path / 'run', tiny_config(images, epoch_max=1))
+    before = good_checkpoints(folder)
+    last = f'{folder}/save/_c/epoch-last.pth'
+    for arguments in (['--init', 'nowhere.pth'], ['--init', last, '--set', 'model.args.imnet_spec.args.hidden_list=[4]'],
+                      ['--gpu', '99'], ['--workers', '-1'], ['--set', 'optimizer.args.lr=x']):
+        for more in (['--overwrite'], ['--tag', 'b']):
+            code, text = run(folder, *ARGUMENTS, *arguments, *more)
+            assert code == 2 and os.listdir(f'{folder}/save') == ['_c'] and good_checkpoints(folder) == before, text
+            check_message(text)
+    code, text = run(folder, *ARGUMENTS, '--init', 'save/_c/epoch-last.pth', '--overwrite')  # reads it, then deletes it
+    assert code == 0, text

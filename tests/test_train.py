@@ -228,10 +228,28 @@ def test_names_of_run_folders():
             folder_name('x.yaml', name)
 
 
+def test_nothing_is_written_or_deleted_before_training_begins(tmp_path):
+    path = tmp_path / 'run'
+    folder = RunFolder(str(path))
+    folder.log('early')
+    assert not path.exists()
+    folder.begin({'seed': 0})
+    folder.log('late')
+    assert (path / 'log.txt').read_text().splitlines()[0] == 'early' and (path / 'config.yaml').exists()
+    with pytest.raises(UserError, match='--resume'):
+        RunFolder(str(path))
+    again = RunFolder(str(path), overwrite=True)
+    again.log('early')
+    assert 'late' in (path / 'log.txt').read_text()
+    again.begin({'seed': 0})
+    assert 'late' not in (path / 'log.txt').read_text()
+
+
 def test_without_tensorboardx_training_goes_on_and_says_so(tmp_path, monkeypatch, capsys):
     for name in [name for name in sys.modules if name.split('.')[0] == 'tensorboardX'] + ['tensorboardX']:
         monkeypatch.setitem(sys.modules, name, None)
     folder = RunFolder(str(tmp_path / 'run'))
+    folder.begin({})
     folder.open_curves(0)
     folder.scalars({'loss': 1.0}, 0)
     assert 'tensorboardX is not installed' in capsys.readouterr().out
@@ -241,6 +259,7 @@ def test_curves_can_be_read_back(tmp_path):
     pytest.importorskip('tensorboardX')
     from tensorboardX.proto import event_pb2
     folder = RunFolder(str(tmp_path / 'run'))
+    folder.begin({})
     folder.open_curves(7)
     folder.scalars({'loss/train': 0.25}, 8)
     folder.images({'val/0/input': torch.rand(3, 5, 6)}, 8)
