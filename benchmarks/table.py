@@ -173,15 +173,15 @@ def figure(results, path):
     plt.close(fig)
 
 
-def insert(path, text):
+def insert(path, text, markers=MARKERS):
     """Replace what stands between the markers of a file; False when it has none."""
     with open(path, encoding='utf-8') as f:
         old = f.read()
-    start, end = (old.find(marker) for marker in MARKERS)
+    start, end = (old.find(marker) for marker in markers)
     if not 0 <= start < end:
         return False
     with atomic_write(path, 'w', encoding='utf-8') as f:
-        f.write(old[:start] + MARKERS[0] + '\n' + text + old[end:])
+        f.write(old[:start] + markers[0] + '\n' + text + old[end:])
     return True
 
 
