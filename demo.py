@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 
+import engine  # noqa: F401 (before torch: how its threads wait)
 import numpy as np
 import torch
 from tqdm import tqdm

@@ -44,15 +44,27 @@ def measure(device, quick):
 
 def effect_of_keeping(quick):
     """Training steps and decodes on a CPU by processes that give freed memory back to the system, as is the default,
-    and by ones that keep it."""
-    device, result = torch.device('cpu'), {}
+    and by ones that keep it, each time in turns. Seconds and megabytes are medians over the rounds; `ratio`, of
+    training steps, is the textbook's in a process as it comes to ours as train_liif.py runs it."""
+    device, rounds = torch.device('cpu'), 1 if quick else 3
     h, w, scale = cases.QUICK['decode'][0] if quick else cases.DECODE[1]
-    for what in ('step', 'textbook-step', 'fast', 'textbook')[:1 if quick else 4]:
-        for precision in ('float32', 'bf16')[:1 if quick else 2]:
-            result[f'{what} {precision}'] = {
-                name: run(what, device, quick, precision=precision, keep=keep, h=h, w=w, scale=scale, calls=4)
-                for name, keep in (('given_back', False), ('kept', True))}
+    names = [f'{what} {precision}' for what in ('step', 'textbook-step', 'fast', 'textbook')
+             for precision in ('float32', 'bf16')]
+    found = [{name: {kept: run(name.split()[0], device, quick, precision=name.split()[1], keep=kept == 'kept', h=h, w=w,
+                               scale=scale, calls=3) for kept in ('given_back', 'kept')}
+              for name in names[:3 if quick else None]} for _ in range(rounds)]
+    result = {name: {kept: {key: _median(r[name][kept][key] for r in found) for key in ('seconds', 'peak_mb')}
+                     for kept in ('given_back', 'kept')} for name in found[0]}
+    for name in ('step float32', 'step bf16'):
+        for side in {f'textbook-{name}', 'textbook-step float32'} & found[0].keys():
+            key = 'ratio' if side.endswith(name) else 'ratio_to_textbook_float32'
+            result[name][key] = _median(r[side]['given_back']['seconds'] / r[name]['kept']['seconds'] for r in found)
     return result
+
+
+def _median(values):
+    values = list(values)
+    return None if None in values else statistics.median(values)
 
 
 def run(what, device, quick, **options):

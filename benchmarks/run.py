@@ -17,8 +17,7 @@ import sys
 import time
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# Threads that spin while they wait make small parallel jobs many times slower as soon as another process wants a core.
-os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
+import engine  # noqa: E402, F401 (before torch: how its threads wait)
 import numpy  # noqa: E402
 import torch  # noqa: E402
 

@@ -30,7 +30,7 @@ from .mlp import MLP
 from .models import register
 
 SHIFT = 1e-6  # breaks the ties of queries half-way between two codes, and keeps clamped coordinates inside
-CPU_CHUNK, GPU_CHUNK = 4 << 20, 256 << 20  # bytes of one layer decoded together: what a CPU caches, or fills a GPU
+CPU_CHUNK, GPU_CHUNK = 8 << 20, 256 << 20  # bytes of one layer decoded together: what a CPU caches, or fills a GPU
 
 
 class Codes(NamedTuple):
@@ -142,10 +142,11 @@ class LIIF(nn.Module):
         if self.imnet is None:
             return self._read(codes, coord.unsqueeze(1))[:, :, 0].transpose(1, 2)
         chunk = self._chunk(codes)
-        if torch.is_grad_enabled() or q <= chunk:
+        if torch.is_grad_enabled():
             return self._decode(codes, coord, cell)
         parts = zip(coord.split(chunk, 1), (cell if self.cell_decode else coord).split(chunk, 1))
-        return torch.cat([self._decode(codes, x, c) for x, c in parts], dim=1)
+        work = self._workspace(codes.table, len(self._corners()) * b * min(q, chunk))
+        return torch.cat([self._decode(codes, x, c, work) for x, c in parts], dim=1)
 
     @staticmethod
     def _read(codes, coord):
@@ -170,7 +171,7 @@ class LIIF(nn.Module):
         image = torch.arange(coord.shape[0], device=coord.device).view(-1, 1)
         return (image * th + row - top) * tw + column - left, torch.stack([y, x], dim=-1)
 
-    def _decode(self, codes, coord, cell):
+    def _decode(self, codes, coord, cell, work=None):
         b, q = coord.shape[:2]
         found = [self._nearest(codes, coord, corner) for corner in self._corners()]
         index = torch.stack([i.view(-1) for i, _ in found])  # (T, B * Q)
@@ -180,8 +181,7 @@ class LIIF(nn.Module):
             size = coord.new_tensor(codes.shape)
             query = torch.cat([offset, (cell * size).reshape(1, -1, 2).expand_as(offset)], dim=-1)  # (T, B * Q, 4)
         weight = _opposite_areas(offset[..., 0], offset[..., 1])  # (T, B * Q)
-        rgb = self._blend(codes.table.index_select(0, index.view(-1)), query.flatten(0, 1), weight)
-        return rgb.view(b, q, -1)
+        return self._blend(codes.table, index.view(-1), query.flatten(0, 1), weight, work).view(b, q, -1)
 
     def decode_grid(self, codes, y, x, cell, chunk=None):
         """RGB (B, 3, H, W), normalized, at the crossings of rows y (H,) and columns x (W,); cell: (2,), one pixel size
@@ -199,6 +199,8 @@ class LIIF(nn.Module):
         width = min(len(x), chunk)
         height = max(1, chunk // (width * b))
         cell = (cell * y.new_tensor(codes.shape)).to(y)  # (2,), relative
+        work = None if torch.is_grad_enabled() else \
+            self._workspace(codes.table, len(self._corners()) * b * height * width)
         for r in range(0, len(y), height):
             for c in range(0, len(x), width):
                 block = [(i[r:r + height].view(-1, 1) - top, d[r:r + height].view(-1, 1)) for i, d in rows]
@@ -210,32 +212,51 @@ class LIIF(nn.Module):
                 query = torch.cat([offset, cell.expand_as(offset)], dim=-1) if self.cell_decode else offset
                 query = query.unsqueeze(1).expand(*index.shape, -1).reshape(index.numel(), -1)  # (T * N, 4)
                 weight = weight.unsqueeze(1).expand(index.shape).reshape(len(index), -1)  # (T, N)
-                rgb = self._blend(codes.table.index_select(0, index.view(-1)), query, weight)  # (N, 3)
+                rgb = self._blend(codes.table, index.view(-1), query, weight, work)  # (N, 3)
                 out[:, r:r + height, c:c + width] = rgb.view(*index.shape[1:], 3)
         return out.permute(0, 3, 1, 2)  # (B, 3, H, W)
 
-    def _blend(self, gathered, query, weight):
+    def _workspace(self, table, rows):
+        """What decoding without gradients takes once for all its chunks: the layers in the precision of the table, and
+        two buffers that the layers fill in turn. New memory for each result costs a CPU a third of its rate."""
+        if not self._shares_first_layer:
+            return None
+        layers = [(matrix.to(table.dtype), bias.to(table.dtype)) for matrix, bias in self._layers()]
+        return layers, table.new_empty(2, rows * max(len(bias) for _, bias in layers))
+
+    def _layers(self):
+        return [(layer.weight, layer.bias) for layer in self.imnet.layers if isinstance(layer, nn.Linear)]
+
+    def _blend(self, table, index, query, weight, work=None):
         """f at every corner, blended: (N, 3) in float32 at least.
 
-        gathered: (T * N, D), rows of the table, overwritten; query: (T * N, 2 or 4), what the first layer takes
-        besides the features; weight: (T, N), sums to one over the T corners.
+        table: (rows, D); index: (T * N,), the codes' rows in it; query: (T * N, 2 or 4), what the first layer takes
+        besides the features; weight: (T, N), sums to one over the T corners; work: of `_workspace`, without gradients.
         """
         t, n = weight.shape
         if not self._shares_first_layer:
-            rgb = self.imnet(torch.cat([gathered, query.to(gathered.dtype)], dim=-1))  # (T * N, 3)
+            rgb = self.imnet(torch.cat([table.index_select(0, index), query.to(table.dtype)], dim=-1))  # (T * N, 3)
             return torch.einsum('tn,tnc->nc', weight, rgb.view(t, n, -1).to(weight.dtype))
-        first, *hidden, last = [layer for layer in self.imnet.layers if isinstance(layer, nn.Linear)]
-        dtype = gathered.dtype
-        columns = first.weight[:, -query.shape[-1]:].t()  # (2 or 4, D)
+        (first, _), *hidden, (last, last_bias) = work[0] if work else self._layers()
+        dtype = table.dtype
+        columns = first[:, -query.shape[-1]:].t()  # (2 or 4, D)
         if dtype != query.dtype:
             # Half precision would lose digits of the coordinates, so the lost part is added as further inputs.
             coarse = query.to(dtype)
             query = torch.cat([coarse, (query - coarse).to(dtype)], dim=-1)
             columns = torch.cat([columns, columns])
-        x = gathered.addmm_(query, columns.to(dtype)).relu_()  # (T * N, D)
-        for layer in hidden:
-            x = F.linear(x, layer.weight, layer.bias).relu_()  # (T * N, D)
-        rgb = F.linear(x, last.weight, last.bias).to(weight.dtype).view(t, n, -1)
+        if work is None:
+            x = table.index_select(0, index).addmm_(query, columns.to(dtype)).relu_()  # (T * N, D)
+            for matrix, bias in hidden:
+                x = F.linear(x, matrix, bias).relu_()  # (T * N, D)
+        else:
+            place, other = ((lambda width, at=at: at[:t * n * width].view(t * n, width)) for at in work[1])
+            x = torch.index_select(table, 0, index, out=place(table.shape[-1]))
+            x.addmm_(query, columns).relu_()  # (T * N, D)
+            for matrix, bias in hidden:
+                place, other = other, place
+                x = torch.addmm(bias, x, matrix.t(), out=place(len(bias))).relu_()  # (T * N, D)
+        rgb = F.linear(x, last, last_bias).to(weight.dtype).view(t, n, -1)
         return (weight.unsqueeze(-1) * rgb).sum(0)  # (N, 3)
 
 

@@ -3,7 +3,6 @@
 #   bash scripts/quickstart.sh
 # A second run skips what is done; after an interruption it goes on where it stopped.
 set -euo pipefail
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}  # where other programs run too, threads that spin cost minutes
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 echo '== 1. Python environment (.venv)'

@@ -23,8 +23,8 @@ import urllib.parse
 import webbrowser
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # threads that wait by spinning would take the browser's time
 
+import engine  # noqa: E402, F401 (before torch: how its threads wait)
 import numpy as np  # noqa: E402 (the path comes first)
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
