@@ -3,6 +3,7 @@ import argparse
 import errno
 import os
 import signal
+import subprocess
 import sys
 
 import torch
@@ -124,6 +125,16 @@ def describe_device(device):
     if device.type == 'cuda':
         return f'{device} ({torch.cuda.get_device_name(device)})'
     return f'cpu ({torch.get_num_threads()} threads of {cores()} cores)' if device.type == 'cpu' else str(device)
+
+
+def code_version():
+    """The commit of this code, with -dirty when files differ from it; 'unknown' where git cannot tell."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    try:
+        return subprocess.run(['git', '-C', root, 'describe', '--always', '--dirty', '--exclude=*'], check=True, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return 'unknown'
 
 
 class StopSignals:

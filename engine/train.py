@@ -22,7 +22,7 @@ from engine.batch import unpack
 from engine.device import autocast, keep_freed_memory
 from engine.evaluate import batch_psnr, predict
 from engine.optim import learning_rate
-from engine.runtime import StopSignals, describe_device
+from engine.runtime import StopSignals, code_version, describe_device
 from engine.state import State
 from utils import Averager, UserError, denormalize, make_coord, normalize
 
@@ -77,6 +77,7 @@ def train(config, folder, device, checkpoint=None, init=None, workers=None):
     processes = f', {distributed.world()} processes' if distributed.world() > 1 else ''
     folder.log(f'model: {config["model"]["name"]}, {parameters:,} parameters, {config["precision"]}, '
                f'{describe_device(device)}{processes}, torch {torch.__version__}')
+    folder.log(f'begun at {time.strftime("%Y-%m-%d %H:%M:%S %z")} by code {code_version()}')
     if checkpoint is not None:
         folder.log(f'going on with epoch {state.epoch}, {state.step} of its {steps} steps made')
     folder.begin(config)
