@@ -11,6 +11,7 @@ and beside them, absent in files of the published code,
     train      where in the run this is (engine/state.py)
 """
 import contextlib
+import hashlib
 import io
 import os
 import re
@@ -26,6 +27,7 @@ HALF = {'sub': [0.5], 'div': [0.5]}
 PUBLISHED_NORM = {'inp': HALF, 'gt': HALF}
 LEGACY_MAGIC = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # how torch.save began files before torch 1.6
 LAST, PREVIOUS = 'epoch-last.pth', 'epoch-last.prev.pth'
+SUMS = 'SHA256SUMS'
 
 
 # Writing.
@@ -52,7 +54,8 @@ def save_checkpoint(path, checkpoint, previous=None):
 
 def load_checkpoint(path):
     """The checkpoint in a file of ours or of the published code, on the CPU. Raises UserError for a file that is
-    missing, damaged, cut short, something else, or that would execute code."""
+    missing, damaged, cut short, something else, or that would execute code; and for one that is not what the SHA256SUMS
+    beside it says, as the weights that come with the project have."""
     return parse_checkpoint(read_file(path), path)
 
 
@@ -76,11 +79,13 @@ def read_file(path):
         raise UserError(f'{path} is a folder: name the checkpoint in it, such as {os.path.join(path, LAST)}')
     try:
         with open(path, 'rb') as f:
-            return f.read()
+            data = f.read()
     except FileNotFoundError:
         raise UserError(f'checkpoint {path} does not exist: correct the path') from None
     except (OSError, ValueError) as error:
         raise UserError(f'checkpoint {path} cannot be read ({getattr(error, "strerror", None) or error})') from None
+    check_sum(data, path)
+    return data
 
 
 def parse_checkpoint(data, path):
@@ -99,6 +104,20 @@ def parse_checkpoint(data, path):
                         f'({type(error).__name__}): use another copy') from error
     check_structure(checkpoint, len(data), path)
     return checkpoint
+
+
+def check_sum(data, path):
+    """Compare with the file SHA256SUMS (the format of sha256sum) in the same folder, where there is one that names it."""
+    folder, name = os.path.split(path)
+    try:
+        with open(os.path.join(folder, SUMS), encoding='utf-8') as f:
+            wanted = {line[66:].rstrip('\n'): line[:64] for line in f}
+    except (OSError, ValueError):
+        return
+    found = hashlib.sha256(data).hexdigest()
+    if wanted.get(name, found) != found:
+        raise UserError(f'{path} is not the file that {os.path.join(folder, SUMS)} tells of (its SHA-256 is '
+                        f'{found[:12]}..., wanted {wanted[name][:12]}...): restore it, git checkout -- {path}')
 
 
 def check_archive(data, path):

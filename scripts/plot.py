@@ -39,8 +39,7 @@ def main(argv=None):
         curves = psnr_curves(args.paths, args.data)
         figure = draw([('scale', 'PSNR in dB', curves, {'log': True, 'ticks': TICKS})])
     elif args.figure == 'training':
-        losses, psnr = training_curves(args.paths)
-        figure = draw([('epoch', 'training loss', losses, {}), ('epoch', 'validation PSNR in dB', psnr, {})])
+        figure = training_figure(args.paths)
     else:
         seconds, memory = cost_curves(args.paths)
         logs = {'log': True, 'log_y': True}
@@ -69,6 +68,11 @@ def psnr_curves(paths, data=None):
         if row in rows:
             curves[f'{row} (published)'] = [(case_factor(scale)[0], psnr) for scale, psnr in figures.items()]
     return {label: sorted(points) for label, points in curves.items()}
+
+
+def training_figure(folders):
+    losses, psnr = training_curves(folders)
+    return draw([('epoch', 'training loss', losses, {}), ('epoch', 'validation PSNR in dB', psnr, {})])
 
 
 def training_curves(folders):

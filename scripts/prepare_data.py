@@ -4,6 +4,7 @@
     python scripts/prepare_data.py benchmark                    # Set5, Set14, B100, Urban100
     python scripts/prepare_data.py benchmark --from PATH ...    # from archives or folders at hand
     python scripts/prepare_data.py celebAHQ --from PATH [--split split.json]
+    python scripts/prepare_data.py photos --from PATH ...       # those of configs/budget, see docs/budget.md
     python scripts/prepare_data.py sample                       # a few photographs, no download
 
 --from takes what people have: the DIV2K zips or their unpacked folders, EDSR's DIV2K.tar and benchmark.tar, folders
@@ -60,10 +61,12 @@ LAYOUTS = [(r'HR/(?P<stem>[^/]+)', r'LR_bicubic/X(?P<scale>\d)/(?P<stem>[^/]+)x(
 
 CELEBA_SIZES = (256, 128, 64, 32)
 
+PHOTOS = os.path.join(ROOT, 'configs', 'budget', 'photos.json')
+
 
 def main(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument('name', choices=('div2k', 'benchmark', 'celebAHQ', 'sample'))
+    parser.add_argument('name', choices=('div2k', 'benchmark', 'celebAHQ', 'photos', 'sample'))
     parser.add_argument('--from', nargs='+', metavar='PATH', dest='sources',
                         help='archives and folders at hand, instead of downloading')
     parser.add_argument('--root', default='load', help='where data sets live; default: load')
@@ -72,7 +75,7 @@ def main(argv=None):
     parser.add_argument('--split', help='celebAHQ: a JSON file {train: [names], val: [names]}; made when there is none')
     parser.add_argument('--workers', type=int, help='processes; default: as many as pay')
     args = parser.parse_args(argv)
-    {'div2k': div2k, 'benchmark': benchmark, 'celebAHQ': celeba_hq, 'sample': sample}[args.name](args)
+    {'div2k': div2k, 'benchmark': benchmark, 'celebAHQ': celeba_hq, 'photos': photos, 'sample': sample}[args.name](args)
 
 
 def div2k(args):
@@ -250,6 +253,23 @@ def read_split(source, stems, folder):
         raise UserError(f'{len(lacking)} names of the split, such as {lacking[0]!r}, are not in {folder}: complete the '
                         f'images or pass the split that belongs to them')
     return {key: [stems[name] for name in names] for key, names in split.items()}
+
+
+def photos(args):
+    """load/photos/{train,valid,valid-large}/<name>: the photographs that configs/budget/photos.json names."""
+    if not args.sources:
+        raise UserError('the photographs come from several repositories (docs/budget.md names them): pass their folders '
+                        'with --from')
+    folder, sources = os.path.join(args.root, 'photos'), find_sources(args.sources)
+    with open(PHOTOS, encoding='utf-8') as f:
+        wanted = json.load(f)
+    place_of = {name: f'{part}/{name}' for part in ('train', 'valid') for name in wanted[part]}
+    place(sources, folder, lambda name: place_of.get(os.path.basename(name)), args)
+    large = [name for name in wanted['valid-large'] if os.path.exists(os.path.join(folder, 'valid', name))]
+    if large:  # a second time in a folder of their own
+        place([os.path.join(folder, 'valid')], folder, lambda name: f'valid-large/{os.path.basename(name)}'
+              if os.path.basename(name) in large else None, args)
+    report(folder, {part: len(names) for part, names in wanted.items()}, [])
 
 
 def sample(args):

@@ -1,0 +1,111 @@
+"""Weights to give away, from a run that is complete:
+
+    python scripts/release.py save/_1h weights/edsr-baseline-liif
+
+Writes model.pth (float32, without the optimizer: whatever loads a checkpoint loads it), config.yaml, log.txt, curve.png,
+SHA256SUMS, and in README.md, the model card, what the run itself tells, between two markers; what stands around them is
+yours to write, and kept. A later run of the same command replaces it all.
+"""
+import hashlib
+import os
+import re
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+from engine.checkpoint import LAST, SUMS, load_checkpoint, save_checkpoint  # noqa: E402 (the path comes first)
+from engine.run_folder import CONFIG, LOG  # noqa: E402
+from engine.runtime import Parser, run_program  # noqa: E402
+from scripts.plot import training_figure  # noqa: E402
+from utils import UserError, atomic_write  # noqa: E402
+
+MODEL, CARD, CURVE = 'model.pth', 'README.md', 'curve.png'
+MARKERS = '<!-- facts:start -->', '<!-- facts:end -->'
+
+
+def main(argv=None):
+    parser = Parser(__doc__)
+    parser.add_argument('run', help='a run folder, such as save/_1h')
+    parser.add_argument('output', help='a folder, such as weights/edsr-baseline-liif')
+    parser.add_argument('--ema', action='store_true', help="the run's averaged weights, instead of the last ones")
+    args = parser.parse_args(argv)
+
+    path = os.path.join(args.run, LAST)
+    checkpoint = load_checkpoint(path)
+    done, wanted = checkpoint['epoch'], checkpoint['config']['epoch_max']
+    if done < wanted:
+        raise UserError(f'{path} has {done} of {wanted} epochs: train to the end first (--resume)')
+    if args.ema and not checkpoint.get('ema'):
+        raise UserError(f'{path} holds no averaged weights: leave --ema out')
+    weights = checkpoint['ema'] if args.ema else checkpoint['model']['sd']
+    weights = {name: value.float().contiguous() if value.is_floating_point() else value for name, value in weights.items()}
+    log, config = (read(os.path.join(args.run, name)) for name in (LOG, CONFIG))
+    figure = training_figure([args.run])
+
+    os.makedirs(args.output, exist_ok=True)
+    target = os.path.join(args.output, MODEL)
+    save_checkpoint(target, {'model': {**checkpoint['model'], 'sd': weights}, 'epoch': done,
+                             'data_norm': checkpoint['data_norm'], 'config': checkpoint['config']})
+    with open(target, 'rb') as f:
+        digest = hashlib.sha256(f.read()).hexdigest()
+    write(args.output, SUMS, f'{digest}  {MODEL}\n')
+    write(args.output, CONFIG, config)
+    write(args.output, LOG, log)
+    with atomic_write(os.path.join(args.output, CURVE)) as f:
+        figure.savefig(f, format='png', dpi=100)
+    write_card(args.output, facts(checkpoint, log, digest, args.ema))
+    print(f'{target}: {os.path.getsize(target):,} bytes, sha256 {digest}')
+
+
+def facts(checkpoint, log, digest, ema):
+    """What the run tells of itself, as a table."""
+    config, train = checkpoint['config'], checkpoint['config']['train_dataset']
+    steps = checkpoint['train']['steps']
+    known = {'parameters': f'{sum(v.numel() for v in checkpoint["model"]["sd"].values()):,}',
+             'steps': f'{checkpoint["epoch"] * steps:,} ({checkpoint["epoch"]} epochs of {steps})',
+             'a step': f'{train["batch_size"]} crops, inputs of {train["wrapper"]["args"].get("inp_size")} pixels a side, '
+                       f'{train["wrapper"]["args"].get("sample_q")} queries each',
+             'seed': config['seed'], 'precision of the training': config['precision'],
+             'weights': f'averaged over the last steps (decay {config["ema"]})' if ema else 'of the last step',
+             'sha256 of model.pth': f'`{digest}`'}
+    device = re.findall(r'^model: .* parameters, \w+, (.*), torch (\S+)', log, re.M)
+    begun = re.findall(r'^begun at (\S+) .* by code (\S+)', log, re.M)
+    hours = re.findall(r'^epoch .*, ([\d.]+[dhms]\S*) of', log, re.M)
+    psnr = re.findall(r'^epoch \d+/.*val psnr (\S+) ', log, re.M)
+    if device:
+        known['device'] = f'{device[-1][0]}, torch {device[-1][1]}'
+    if hours:
+        known['time'] = hours[-1] + (f', after {len(begun) - 1} interruptions' if len(begun) > 1 else '')
+    if begun:
+        known['date, commit'] = f'{begun[0][0]}, {begun[0][1]}'
+    if psnr:
+        known['validation PSNR, RGB, crops at x1 to x4'] = f'{psnr[-1]} dB'
+    return '| | |\n|---|---|\n' + ''.join(f'| {key} | {value} |\n' for key, value in known.items())
+
+
+def write_card(folder, text):
+    path = os.path.join(folder, CARD)
+    card = read(path) if os.path.exists(path) else f'# {os.path.basename(os.path.abspath(folder))}\n\n' + \
+        '\n'.join(MARKERS) + '\n'
+    start, end = (card.find(marker) for marker in MARKERS)
+    if not 0 <= start < end:
+        raise UserError(f'{path} has no lines {MARKERS[0]} and {MARKERS[1]}: add them where the facts belong')
+    write(folder, CARD, f'{card[:start]}{MARKERS[0]}\n{text}{card[end:]}')
+
+
+def read(path):
+    try:
+        with open(path, encoding='utf-8') as f:
+            return f.read()
+    except OSError as error:
+        raise UserError(f'{path} cannot be read ({error.strerror}): give a run folder of train_liif.py') from None
+
+
+def write(folder, name, text):
+    with atomic_write(os.path.join(folder, name), 'w', encoding='utf-8') as f:
+        f.write(text)
+
+
+if __name__ == '__main__':
+    run_program(main)
