@@ -12,6 +12,7 @@ from utils import UserError, atomic_write
 PAPER = os.path.join(ROOT, 'docs', 'paper_tables.json')
 RESULTS_FORMAT = 'liif-results-1'
 MARKERS = '<!-- results:start -->', '<!-- results:end -->'
+BUDGET, BUDGET_MARKERS = os.path.join('docs', 'budget.md'), ('<!-- budget:start -->', '<!-- budget:end -->')
 COMMITTED = ('weights/**/*.json', 'benchmarks/results/*.json')
 KINDS = {'div2k': 'RGB, scale + 6 pixels shaved', 'benchmark': 'luma, scale pixels shaved', None: 'RGB, all pixels'}
 METRICS = {'psnr': ('PSNR in dB', 2), 'ssim': ('SSIM', 4), 'lpips': ('LPIPS (smaller is better)', 4)}
@@ -243,11 +244,42 @@ def write_readme(path, root=ROOT):
     files = sorted(file for pattern in COMMITTED for file in glob.glob(os.path.join(root, pattern), recursive=True))
     runs = read_results(files)
     text = tables(runs) + '\n\n' + '\n'.join(f'- {line}' for line in notes(runs))
+    insert(path, text, MARKERS)
+    return text
+
+
+def write_budget(root=ROOT, path=None):
+    """Put what the runs behind weights/ cost and reached into docs/budget.md."""
+    text = budget_table(root)
+    insert(path or os.path.join(root, BUDGET), text, BUDGET_MARKERS)
+    return text
+
+
+def budget_table(root, data='Set5', scales=('2', '3', '4')):
+    """A row for each weights/<name>/run.json (scripts/release.py) with results beside it, between bicubic and the paper."""
+    head = ['command', 'device', 'time', 'steps', *(f'{data} {scale_label(scale)}' for scale in scales)]
+    rows, plain = [], {}
+    for file in sorted(glob.glob(os.path.join(root, 'weights', '*', 'run.json'))):
+        with open(file, encoding='utf-8') as f:
+            run = json.load(f)
+        found = {}
+        for result in read_results([os.path.dirname(file)]):
+            if result['data'] == data:
+                (found if result['model']['parameters'] else plain)[result['scale']] = f'{float(result["psnr"]):.2f}'
+        rows.append([f'`train_liif.py --config configs/budget/{run["run"]}.yaml`', run['device'], run['time'],
+                     run['steps'], *(found.get(scale, '') for scale in scales)])
+    published = paper_figures(data)['RDN-LIIF']
+    return markdown(head, [['bicubic', '', '', '', *(plain.get(scale, '') for scale in scales)], *rows, [
+        "the paper's RDN-LIIF (published)", 'GPU', '', '1,000,000',
+        *(f'{published[scale]:.2f}' for scale in scales)]])
+
+
+def insert(path, text, markers):
+    """Put a text between the markers of a file. Raises UserError for a file without them."""
     with open(path, encoding='utf-8') as f:
         old = f.read()
-    start, end = (old.find(marker) for marker in MARKERS)
+    start, end = (old.find(marker) for marker in markers)
     if not 0 <= start < end:
-        raise UserError(f'{path} has no lines {MARKERS[0]} and {MARKERS[1]} for the tables: add them where they belong')
+        raise UserError(f'{path} has no lines {markers[0]} and {markers[1]} for the tables: add them where they belong')
     with atomic_write(path, 'w', encoding='utf-8') as f:
-        f.write(f'{old[:start]}{MARKERS[0]}\n{text}\n{old[end:]}')
-    return text
+        f.write(f'{old[:start]}{markers[0]}\n{text}\n{old[end:]}')

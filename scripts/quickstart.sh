@@ -20,3 +20,21 @@ fi
 
 echo '== 4. Measuring and enlarging photographs it has not seen (out/quickstart)'
 "$PYTHON" scripts/quickstart_report.py --model save/_quickstart/epoch-last.pth --output out/quickstart
+
+echo
+echo '== 5. A photograph three times as large, by the full-size weights that come with the project (weights/)'
+"$PYTHON" demo.py --input load/sample/valid/coffee.png --scale 3 --output out/quickstart/coffee_x3.png
+
+cat <<'END'
+
+Where things are:
+  out/quickstart             the pictures: the small model's beside bicubic, and coffee_x3.png
+  weights                    the weights that demo.py uses when none are named
+  load/sample                the photographs, with their licences
+  configs/quickstart.yaml    what was trained here, commented
+  save/_quickstart           its checkpoints, log.txt, curves for tensorboard
+Next:
+  your own picture   .venv/bin/python demo.py --input PICTURE --scale 4 --output large.png
+  your own images    configs/train-your-images.yaml, then .venv/bin/python train_liif.py --config that.yaml
+  the paper          configs/train-div2k, README.md
+END

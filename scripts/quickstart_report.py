@@ -49,16 +49,6 @@ def main(argv=None):
     picture = os.path.join(args.photos, PICTURE)
     written = enlarge(picture, Renderer(model, norm), args.output)
     print(f'\n{picture} reduced to a quarter and enlarged again, bicubic beside LIIF:\n  {written}')
-    print(f"""
-Where things are:
-  load/sample                the photographs, with their licences
-  configs/quickstart.yaml    what was trained, commented
-  save/_quickstart           checkpoints, log.txt, curves for tensorboard
-  {args.output:25}  the pictures
-Next:
-  your own picture   .venv/bin/python demo.py --input PICTURE --model {args.model} --scale 4 --output large.png
-  your own images    configs/train-your-images.yaml, then .venv/bin/python train_liif.py --config that.yaml
-  the paper          configs/train-div2k, README.md""")
 
 
 def enlarge(path, renderer, folder):

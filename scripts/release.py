@@ -3,10 +3,11 @@
     python scripts/release.py save/_1h weights/edsr-baseline-liif
 
 Writes model.pth (float32, without the optimizer: whatever loads a checkpoint loads it), config.yaml, log.txt, curve.png,
-SHA256SUMS, and in README.md, the model card, what the run itself tells, between two markers; what stands around them is
-yours to write, and kept. A later run of the same command replaces it all.
+run.json, SHA256SUMS, and in README.md, the model card, what run.json says, between two markers; what stands around them
+is yours to write, and kept. A later run of the same command replaces it all.
 """
 import hashlib
+import json
 import os
 import re
 import sys
@@ -20,7 +21,7 @@ from engine.runtime import Parser, run_program  # noqa: E402
 from scripts.plot import training_figure  # noqa: E402
 from utils import UserError, atomic_write  # noqa: E402
 
-MODEL, CARD, CURVE = 'model.pth', 'README.md', 'curve.png'
+MODEL, CARD, CURVE, RUN = 'model.pth', 'README.md', 'curve.png', 'run.json'
 MARKERS = '<!-- facts:start -->', '<!-- facts:end -->'
 
 
@@ -54,21 +55,22 @@ def main(argv=None):
     write(args.output, LOG, log)
     with atomic_write(os.path.join(args.output, CURVE)) as f:
         figure.savefig(f, format='png', dpi=100)
-    write_card(args.output, facts(checkpoint, log, digest, args.ema))
+    known = {'run': os.path.basename(os.path.abspath(args.run)).lstrip('_'), **facts(checkpoint, log, args.ema)}
+    write(args.output, RUN, json.dumps(known, indent=1) + '\n')
+    write_card(args.output, {**known, 'sha256 of model.pth': f'`{digest}`'})
     print(f'{target}: {os.path.getsize(target):,} bytes, sha256 {digest}')
 
 
-def facts(checkpoint, log, digest, ema):
-    """What the run tells of itself, as a table."""
+def facts(checkpoint, log, ema):
+    """What the run tells of itself: {what: text}."""
     config, train = checkpoint['config'], checkpoint['config']['train_dataset']
     steps = checkpoint['train']['steps']
     known = {'parameters': f'{sum(v.numel() for v in checkpoint["model"]["sd"].values()):,}',
              'steps': f'{checkpoint["epoch"] * steps:,} ({checkpoint["epoch"]} epochs of {steps})',
              'a step': f'{train["batch_size"]} crops, inputs of {train["wrapper"]["args"].get("inp_size")} pixels a side, '
                        f'{train["wrapper"]["args"].get("sample_q")} queries each',
-             'seed': config['seed'], 'precision of the training': config['precision'],
-             'weights': f'averaged over the last steps (decay {config["ema"]})' if ema else 'of the last step',
-             'sha256 of model.pth': f'`{digest}`'}
+             'seed': str(config['seed']), 'precision of the training': config['precision'],
+             'weights': f'averaged over the last steps (decay {config["ema"]})' if ema else 'of the last step'}
     device = re.findall(r'^model: .* parameters, \w+, (.*), torch (\S+)', log, re.M)
     begun = re.findall(r'^begun at (\S+) .* by code (\S+)', log, re.M)
     hours = re.findall(r'^epoch .*, ([\d.]+[dhms]\S*) of', log, re.M)
@@ -81,10 +83,11 @@ def facts(checkpoint, log, digest, ema):
         known['date, commit'] = f'{begun[0][0]}, {begun[0][1]}'
     if psnr:
         known['validation PSNR, RGB, crops at x1 to x4'] = f'{psnr[-1]} dB'
-    return '| | |\n|---|---|\n' + ''.join(f'| {key} | {value} |\n' for key, value in known.items())
+    return known
 
 
-def write_card(folder, text):
+def write_card(folder, known):
+    text = '| | |\n|---|---|\n' + ''.join(f'| {key} | {value} |\n' for key, value in known.items())
     path = os.path.join(folder, CARD)
     card = read(path) if os.path.exists(path) else f'# {os.path.basename(os.path.abspath(folder))}\n\n' + \
         '\n'.join(MARKERS) + '\n'

@@ -81,6 +81,8 @@ def main(argv=None):
 
     if args.readme:
         print(report.write_readme(args.readme))
+        if os.path.abspath(args.readme) == os.path.join(ROOT, 'README.md'):
+            print(report.write_budget())
         return
     numbers = args.tables or (list(TABLES) if args.smoke else [])
     if not numbers or not set(numbers) <= set(TABLES):

@@ -115,7 +115,8 @@ def test_release_of_a_run(tmp_path):
     for flags, wanted in (([], trained['model']['sd']), (['--ema'], trained['ema'])):
         done = program(script, 'save/_c', str(target), *flags, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert sorted(os.listdir(target)) == ['README.md', SUMS, 'config.yaml', 'curve.png', 'log.txt', 'model.pth']
+        assert sorted(os.listdir(target)) == ['README.md', SUMS, 'config.yaml', 'curve.png', 'log.txt', 'model.pth',
+                                              'run.json']
         found = load_checkpoint(str(target / 'model.pth'))
         assert all(torch.equal(found['model']['sd'][name], value) for name, value in wanted.items())
         assert set(found) == {'model', 'epoch', 'data_norm', 'config'} and found['data_norm'] == trained['data_norm']
