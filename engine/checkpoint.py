@@ -103,6 +103,9 @@ def parse_checkpoint(data, path):
         raise UserError(f'checkpoint {path} cannot be read, it is damaged or no checkpoint '
                         f'({type(error).__name__}): use another copy') from error
     check_structure(checkpoint, len(data), path)
+    for holder, key in ((checkpoint['model'], 'sd'), (checkpoint, 'ema')):
+        if holder.get(key) and all(name.startswith('module.') for name in holder[key]):  # saved from DataParallel
+            holder[key] = {name.removeprefix('module.'): value for name, value in holder[key].items()}
     return checkpoint
 
 

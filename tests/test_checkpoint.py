@@ -63,6 +63,15 @@ def test_our_own_normalization_and_averaged_weights(tmp_path):
         load_model(tmp_path / 'b.pth', CPU, ema=True)
 
 
+def test_weights_saved_from_data_parallel(tmp_path):
+    found = checkpoint()
+    wanted = found['model']['sd']
+    found['model']['sd'] = {f'module.{key}': value for key, value in wanted.items()}
+    save_checkpoint(tmp_path / 'a.pth', {**found, 'ema': found['model']['sd']})
+    same(dict(load_model(tmp_path / 'a.pth', CPU)[0].state_dict()), dict(wanted))
+    same(load_checkpoint(tmp_path / 'a.pth')['ema'], dict(wanted))
+
+
 class Hostile:
     def __init__(self, path):
         self.path = path
