@@ -17,7 +17,7 @@ from utils import UserError, axis_coord, denormalize, normalize
 
 DEFAULT_NORM = {'inp': {'sub': [0.5], 'div': [0.5]}, 'gt': {'sub': [0.5], 'div': [0.5]}}
 GENERAL_CHUNK = 30000  # queries at a time for models that only have query_rgb
-STRIP = 1 << 20  # output pixels rendered at a time
+STRIP = 1 << 18  # output pixels rendered at a time
 SMALLEST_TILE = 32
 
 

@@ -61,8 +61,7 @@ class Decoder(nn.Module):
             relative = torch.stack([cell[:, 0] * h, cell[:, 1] * w], dim=-1)  # (Q, 2)
             query = torch.cat([offset, relative.expand_as(offset)], dim=-1)  # (T, Q, 4)
         weight = _opposite_areas(offset[..., 0], offset[..., 1])  # (T, Q)
-        gathered = codes.flatten(0, 1).index_select(0, torch.cat(index))  # (T * Q, D)
-        rgb = self.model._blend(gathered, query.flatten(0, 1), weight)  # (Q, 3)
+        rgb = self.model._blend(codes.flatten(0, 1), torch.cat(index), query.flatten(0, 1), weight)  # (Q, 3)
         return denormalize(rgb, self.data_norm.get('gt'), -1)
 
 

@@ -112,6 +112,25 @@ def test_any_depth(hidden):
         assert error(model(inp, coord, cell), textbook.query(model, model.encoder(inp), coord, cell)) <= 1e-5
 
 
+@pytest.mark.parametrize('hidden', [(16, 16), (8, 40, 12), (40,)])
+@pytest.mark.parametrize('precision', [torch.float32, torch.bfloat16])
+def test_buffers_serve_chunk_after_chunk(hidden, precision, monkeypatch):
+    """Without gradients chunks share two buffers, with them none; widths and chunks' sizes differ, and what an earlier
+    chunk or call left there shows in no later one."""
+    monkeypatch.setattr('models.liif.CPU_CHUNK', 4 * 4 * max(hidden) * 23)
+    model = small_model(hidden=hidden)
+    inp = torch.rand(2, 3, 7, 10, generator=torch.Generator().manual_seed(5))
+    (coord, cell), one = queries(2, 151), torch.tensor([0.1, 0.07])
+    with torch.autocast('cpu', precision, enabled=precision != torch.float32):
+        codes = model.encode(inp)
+        wanted = model.decode(codes, coord, cell), model.decode_grid(codes, axis_coord(19), axis_coord(31), one)
+        with torch.no_grad():
+            for _ in range(2):
+                found = model.decode(codes, coord, cell), model.decode_grid(codes, axis_coord(19), axis_coord(31), one)
+                for a, b in zip(found, wanted):
+                    assert not a.requires_grad and b.requires_grad and error(a, b) <= 1e-6
+
+
 @pytest.mark.parametrize('switches', [SWITCHES[0], SWITCHES[-1]], ids=str)
 def test_gradients(switches):
     """float64: gradcheck with respect to image and parameters, and equal gradients to the textbook's."""
