@@ -51,7 +51,7 @@ def effect_of_keeping(quick):
     names = [f'{what} {precision}' for what in ('step', 'textbook-step', 'fast', 'textbook')
              for precision in ('float32', 'bf16')]
     found = [{name: {kept: run(name.split()[0], device, quick, precision=name.split()[1], keep=kept == 'kept', h=h, w=w,
-                               scale=scale, calls=3) for kept in ('given_back', 'kept')}
+                               scale=scale, calls=2) for kept in ('given_back', 'kept')}
               for name in names[:3 if quick else None]} for _ in range(rounds)]
     result = {name: {kept: {key: _median(r[name][kept][key] for r in found) for key in ('seconds', 'peak_mb')}
                      for kept in ('given_back', 'kept')} for name in found[0]}

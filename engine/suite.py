@@ -92,12 +92,14 @@ def read_suite(name, scales=None, data_root=None):
 
 def read_test(test, where, wanted, data_root):
     """The cases of one entry of a suite."""
-    keys = ({'data', 'scales', 'config'}, {'data', 'scales', 'hr', 'metric'})
+    split = {'split_file', 'split_key'}
+    keys = ({'data', 'scales', 'config'}, {'data', 'scales', 'hr', 'metric'}, {'data', 'scales', 'hr', 'metric', *split})
     if not isinstance(test, dict) or set(test) not in keys or not isinstance(test['scales'], list) \
             or not test['scales'] or not all(isinstance(test[k], str) for k in test if k != 'scales') \
             or test.get('metric', 'rgb') not in METRICS:
         raise UserError(f'{where}: found {str(test)[:80]}, wanted data, scales: [...], and either config: a path with '
-                        f'{{scale}}, or hr: a folder and metric: {", ".join(METRICS)}')
+                        f'{{scale}}, or hr: a folder and metric: {", ".join(METRICS)}, of which split_file and split_key '
+                        f'may name a part')
     listed = [canonical_scale(scale) for scale in test['scales']]
     tasks = any('-' in scale for scale in listed)
     for scale in listed if wanted is None else wanted:
@@ -114,12 +116,18 @@ def read_test(test, where, wanted, data_root):
                 config = hr_config(args.get('root_path_2', args.get('root_path')), scale, metric, first['data_norm'])
         else:
             config = hr_config(test['hr'], scale, test['metric'], PUBLISHED_NORM)
+            if 'split_file' in test:
+                config['test_dataset']['dataset']['args'].update(split_file=_in_root(test['split_file']),
+                                                                 split_key=test['split_key'])
         dataset, missing = locate(config['test_dataset']['dataset'], data_root)
         yield Case(test['data'], scale, config, dataset, missing)
 
 
 def _config_file(pattern, scale):
-    path = pattern.replace('{scale}', scale)
+    return _in_root(pattern.replace('{scale}', scale))
+
+
+def _in_root(path):
     return path if os.path.exists(path) else os.path.join(ROOT, path)
 
 

@@ -256,7 +256,7 @@ def read_split(source, stems, folder):
 
 
 def photos(args):
-    """load/photos/{train,valid,valid-large}/<name>: the photographs that configs/budget/photos.json names."""
+    """load/photos/{train,valid}/<name>: the photographs that configs/budget/photos.json names."""
     if not args.sources:
         raise UserError('the photographs come from several repositories (docs/budget.md names them): pass their folders '
                         'with --from')
@@ -265,11 +265,7 @@ def photos(args):
         wanted = json.load(f)
     place_of = {name: f'{part}/{name}' for part in ('train', 'valid') for name in wanted[part]}
     place(sources, folder, lambda name: place_of.get(os.path.basename(name)), args)
-    large = [name for name in wanted['valid-large'] if os.path.exists(os.path.join(folder, 'valid', name))]
-    if large:  # a second time in a folder of their own
-        place([os.path.join(folder, 'valid')], folder, lambda name: f'valid-large/{os.path.basename(name)}'
-              if os.path.basename(name) in large else None, args)
-    report(folder, {part: len(names) for part, names in wanted.items()}, [])
+    report(folder, {part: len(wanted[part]) for part in ('train', 'valid')}, [])
 
 
 def sample(args):

@@ -254,6 +254,19 @@ def test_infinite_psnr_is_kept_as_strict_json(tmp_path):
     assert '| inf ' in report.write(str(tmp_path), 's', outcomes[1])
 
 
+def test_a_part_of_a_folder(tmp_path):
+    os.makedirs(tmp_path / 'HR')
+    for name in ('a.png', 'b.png', 'c.png'):
+        Image.new('RGB', (40, 40), 'gray').save(tmp_path / 'HR' / name)
+    (tmp_path / 'split.json').write_text('{"mine": ["c.png", "a.png"]}')
+    test = {'data': 'part', 'hr': str(tmp_path / 'HR'), 'metric': 'rgb', 'scales': [2]}
+    suite = write_suite(tmp_path / 's.yaml', {**test, 'split_file': str(tmp_path / 'split.json'), 'split_key': 'mine'})
+    run, = run_suite(read_suite(suite), ['nearest'], CPU, str(tmp_path)).runs
+    assert sorted(row['image'] for row in run['per_image']) == ['a.png', 'c.png']
+    with pytest.raises(UserError, match='split_file and split_key'):
+        read_suite(write_suite(tmp_path / 's.yaml', {**test, 'split_key': 'mine'}))
+
+
 # Mistakes.
 
 def test_mistakes_cost_only_what_they_concern(load, tmp_path):
