@@ -9,6 +9,7 @@ An image whose codes exceed the memory budget is encoded tile by tile, each tile
 encoder sees, so that tiles equal the whole to float rounding. Codes are kept between renders as far as they fit.
 """
 from collections import OrderedDict
+from numbers import Integral
 
 import torch
 
@@ -50,7 +51,11 @@ class Renderer:
 
     def encode(self, img):
         """img: (3, h, w), float in [0, 1], torch or numpy. Returns a Scene."""
-        img = torch.as_tensor(img, dtype=torch.float32)
+        try:
+            img = torch.as_tensor(img, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError):
+            raise UserError(f'an image to render is (3, height, width), floats in [0, 1], found a {type(img).__name__}: '
+                            f'engine.api.to_tensor makes one of files and pictures') from None
         if img.dim() != 3 or img.shape[0] != 3 or 0 in img.shape:
             raise UserError(f'an image to render is (3, height, width), found {tuple(img.shape)}')
         return Scene(self, img)
@@ -81,7 +86,12 @@ class Scene:
         Returns (3, H, W) on the CPU: float32 in [0, 1], or uint8 or uint16 rounded from it.
         progress: called with the number of pixels each time some are finished.
         """
-        dtype = {'uint16': torch.uint16, 'uint8': torch.uint8}.get(dtype, dtype)
+        dtype = {'uint16': torch.uint16, 'uint8': torch.uint8, 'float32': torch.float32}.get(dtype, dtype)
+        if dtype not in (torch.float32, torch.uint8, torch.uint16):
+            raise UserError(f'dtype: found {dtype!r}, wanted float32, uint8 or uint16')
+        if not isinstance(size, (tuple, list)) or len(size) != 2 \
+                or not all(isinstance(n, Integral) and n > 0 for n in size):
+            raise UserError(f'the output size is (height, width), whole numbers from 1 on, found {size!r}')
         out = torch.empty(3, *size, dtype=dtype)
         for top, left, rgb in self.rectangles(size, region):
             out[:, top:top + rgb.shape[1], left:left + rgb.shape[2]] = quantize(rgb, dtype).cpu()

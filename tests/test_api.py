@@ -72,6 +72,18 @@ def test_what_is_no_picture(image, words):
         to_tensor(image)
 
 
+@pytest.mark.parametrize('call, words', [
+    (lambda r: r.encode('photo.png'), 'to_tensor'), (lambda r: r.encode(torch.rand(4, 5)), '(3, height, width)'),
+    (lambda r: r.encode(torch.rand(3, 4, 5)).render(5), 'found 5'),
+    (lambda r: r.encode(torch.rand(3, 4, 5)).render((5, 2.5)), 'whole numbers'),
+    (lambda r: r.encode(torch.rand(3, 4, 5)).render((5, 0)), 'whole numbers'),
+    (lambda r: r.encode(torch.rand(3, 4, 5)).render((5, 6), dtype='int8'), 'uint16')])
+def test_wrong_arguments_are_told_in_one_line(folder, call, words):
+    with pytest.raises(UserError) as error:
+        call(load_renderer('model.pth', gpu='cpu'))
+    assert words in str(error.value) and '\n' not in str(error.value)
+
+
 def test_a_checkpoint_without_a_decoder(tmp_path):
     import models
     spec = {'name': 'liif', 'args': {'encoder_spec': {'name': 'edsr-baseline', 'args': {
