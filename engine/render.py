@@ -54,7 +54,7 @@ class Renderer:
         try:
             img = torch.as_tensor(img, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError):
-            raise UserError(f'an image to render is (3, height, width), floats in [0, 1], found a {type(img).__name__}: '
+            raise UserError(f'an image to render is (3, height, width), floats in [0, 1], found {type(img).__name__}: '
                             f'engine.api.to_tensor makes one of files and pictures') from None
         if img.dim() != 3 or img.shape[0] != 3 or 0 in img.shape:
             raise UserError(f'an image to render is (3, height, width), found {tuple(img.shape)}')
@@ -91,7 +91,7 @@ class Scene:
             raise UserError(f'dtype: found {dtype!r}, wanted float32, uint8 or uint16')
         if not isinstance(size, (tuple, list)) or len(size) != 2 \
                 or not all(isinstance(n, Integral) and n > 0 for n in size):
-            raise UserError(f'the output size is (height, width), whole numbers from 1 on, found {size!r}')
+            raise UserError(f'the output size is (height, width), whole numbers, at least 1 pixel each, found {size!r}')
         out = torch.empty(3, *size, dtype=dtype)
         for top, left, rgb in self.rectangles(size, region):
             out[:, top:top + rgb.shape[1], left:left + rgb.shape[2]] = quantize(rgb, dtype).cpu()
