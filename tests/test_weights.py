@@ -10,7 +10,10 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
+import demo
+from engine import weights
 from engine.checkpoint import SUMS, load_checkpoint, load_model
 from engine.config import load_config
 from engine.measure import Options, run_suite
@@ -18,6 +21,7 @@ from engine.suite import read_suite
 from engine.weights import default_model
 from scripts.sample_photos import write_sample
 from tests.survival import make_images, run, tiny_config, write_config
+from tests.test_demo import PHOTO, checkpoints, registered  # noqa: F401 (fixtures)
 from utils import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -40,6 +44,22 @@ def photographs(tmp_path_factory):
 
 def test_there_are_weights_and_one_of_them_is_the_default():
     assert FOLDERS and os.path.dirname(default_model()) in FOLDERS
+
+
+def test_default_weights(tmp_path, checkpoints, monkeypatch, capsys):
+    with pytest.raises(UserError, match='no weights come with this copy.*quickstart'):
+        weights.default_model(str(tmp_path))
+    for age, name in enumerate(['new', 'old']):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'model.pth').write_bytes(open(checkpoints['liif'], 'rb').read())
+        os.utime(tmp_path / name / 'model.pth', (1000 - age, 1000 - age))
+    assert weights.default_model(str(tmp_path)) == str(tmp_path / 'new' / 'model.pth')
+    (tmp_path / 'default.txt').write_text('old\n')
+    assert weights.default_model(str(tmp_path)) == str(tmp_path / 'old' / 'model.pth')
+    monkeypatch.setattr(demo, 'default_model', lambda: str(tmp_path / 'new' / 'model.pth'))
+    Image.fromarray(PHOTO).save(tmp_path / 'in.png')
+    demo.main(['--input', str(tmp_path / 'in.png'), '--output', str(tmp_path / 'out.png'), '--scale', '2'])
+    assert 'comes with the project' in capsys.readouterr().out and (tmp_path / 'out.png').exists()
 
 
 @pytest.mark.parametrize('folder', FOLDERS, ids=NAMES)
