@@ -32,6 +32,7 @@ FILES = sorted(os.path.relpath(path, os.path.join(ROOT, 'configs'))
 TRAIN = [name for name in FILES if not name.startswith('test/')]
 TEST = [name for name in FILES if name.startswith('test/')]
 DIV2K = [name for name in TRAIN if name.startswith('train-div2k')]
+PHOTOS = 'configs/budget/photos.json'
 
 
 def config_path(name):
@@ -106,6 +107,23 @@ def test_test_config_measures_what_its_name_says(name):
         assert wrapper == {'name': 'sr-implicit-downsampled', 'args': {'scale_min': int(scale)}}
 
 
+def test_photographs_of_the_budget_configs():
+    with open(os.path.join(ROOT, PHOTOS)) as f:
+        lists = json.load(f)
+    parts = {key: set(names) for key, names in lists.items()}
+    assert {key: len(names) for key, names in lists.items()} == {k: len(v) for k, v in parts.items()}  # none twice
+    assert parts['valid-512'] | parts['valid-2048'] == parts['valid'] and not parts['valid-512'] & parts['valid-2048']
+    assert not parts['train'] & parts['valid'] and '302003.jpg' not in parts['train']
+    for name in ('10min', '1h', '3h'):
+        config = load_config(config_path(f'budget/{name}.yaml'), check_paths=False)
+        for section, key in (('train_dataset', 'train'), ('val_dataset', 'valid')):
+            args = config[section]['dataset']['args']
+            assert (args['split_file'], args['split_key']) == (PHOTOS, key)
+        count = len(parts['train']) * config['train_dataset']['dataset']['args']['repeat']
+        with open(config_path(f'budget/{name}.yaml')) as f:
+            assert f'# Cost: {count // config["train_dataset"]["batch_size"] * config["epoch_max"]:,} steps' in f.read()
+
+
 SECTIONS = ('train_dataset', 'val_dataset', 'test_dataset')
 
 
@@ -150,6 +168,8 @@ def small(name, load, **values):
             continue
         args = config[section]['wrapper']['args']
         overrides.append(f'{section}.dataset.args.cache=none')
+        if config[section]['dataset']['args'].get('split_file') == PHOTOS:  # names photographs
+            overrides += [f'{section}.dataset.args.{key}=null' for key in ('split_file', 'split_key')]
         overrides += [f'{section}.wrapper.args.{key}={args[key] // 4}' for key in ('size_min', 'size_max', 'gt_resize')
                       if key in args]
         overrides += [f'{section}.wrapper.args.{key}={value}' for key, value in values.items() if key in args]
