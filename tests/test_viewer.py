@@ -491,7 +491,8 @@ def test_the_program(tmp_path):
                '--gpu', 'cpu', '--port', '0']
     done = subprocess.run([*command, str(tmp_path / 'none.png')], capture_output=True, text=True)
     assert done.returncode == 2 and re.fullmatch(r'error: .*none\.png does not exist.*\n', done.stderr)
-    process = subprocess.Popen([*command, str(tmp_path / 'photo.png')], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, str(tmp_path / 'photo.png')], stdout=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # shells' & ignores it
     try:
         port = int(re.match(r'http://127\.0\.0\.1:(\d+)/', process.stdout.readline()).group(1))
         assert json.loads(ask(port, '/start')[1])['picture']['name'] == 'photo.png'

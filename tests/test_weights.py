@@ -84,7 +84,8 @@ def test_files_of_a_model(folder):
 @pytest.mark.parametrize('folder', FOLDERS, ids=NAMES)
 def test_psnr_on_the_sample_photographs_is_as_it_was(folder, photographs, tmp_path):
     with open(os.path.join(folder, RESULTS)) as f:
-        kept = {run['scale']: run for run in json.load(f)['runs'] if run['data'] == 'samples' and run['model']['parameters']}
+        kept = {run['scale']: run for run in json.load(f)['runs']
+                if run['data'] == 'samples' and run['model']['parameters']}
     path = os.path.join(folder, 'model.pth')
     cases = read_suite('samples', None, photographs)
     bicubic = run_suite(cases, ['bicubic'], torch.device('cpu'), str(tmp_path)).runs
@@ -104,7 +105,7 @@ def test_demo_needs_no_model(photographs, tmp_path):
     assert os.path.relpath(default_model(), ROOT) in done.stdout + done.stderr and target.exists()
 
 
-def test_weights_that_were_exchanged_are_refused(tmp_path):
+def test_weights_that_were_exchanged_are_refused(photographs, tmp_path):
     folder = shutil.copytree(FOLDERS[0], tmp_path / 'copy')
     path = str(folder / 'model.pth')
     load_model(path, torch.device('cpu'))
@@ -113,7 +114,8 @@ def test_weights_that_were_exchanged_are_refused(tmp_path):
     torch.save(checkpoint, path)  # a good file by its own checksums
     with pytest.raises(UserError, match=r'model\.pth is not the file that .*SHA256SUMS tells of'):
         load_model(path, torch.device('cpu'))
-    done = program('test.py', '--suite', 'samples', '--model', path, cwd=ROOT)
+    done = program('test.py', '--suite', 'samples', '--model', path, '--data', photographs, '--output', str(tmp_path),
+                   cwd=ROOT)
     assert done.returncode != 0 and 'SHA256SUMS' in done.stderr and 'Traceback' not in done.stderr
     os.rename(path, folder / 'mine.pth')  # a name of which the sums say nothing
     load_model(str(folder / 'mine.pth'), torch.device('cpu'))
