@@ -115,12 +115,13 @@ def test_any_depth(hidden):
 @pytest.mark.parametrize('hidden', [(16, 16), (8, 40, 12), (40,)])
 @pytest.mark.parametrize('precision', [torch.float32, torch.bfloat16])
 def test_buffers_serve_chunk_after_chunk(hidden, precision, monkeypatch):
-    """Without gradients chunks share two buffers, with them none; widths and chunks' sizes differ, and what an earlier
-    chunk or call left there shows in no later one."""
+    """Without gradients chunks share two buffers and biases are folded, with them neither; widths and chunks' sizes
+    differ, and what an earlier chunk or call left there shows in no later one. bf16 keeps eight binary digits."""
     monkeypatch.setattr('models.liif.CPU_CHUNK', 4 * 4 * max(hidden) * 23)
     model = small_model(hidden=hidden)
     inp = torch.rand(2, 3, 7, 10, generator=torch.Generator().manual_seed(5))
     (coord, cell), one = queries(2, 151), torch.tensor([0.1, 0.07])
+    bound = 1e-6 if precision == torch.float32 else 2 ** -7
     with torch.autocast('cpu', precision, enabled=precision != torch.float32):
         codes = model.encode(inp)
         wanted = model.decode(codes, coord, cell), model.decode_grid(codes, axis_coord(19), axis_coord(31), one)
@@ -128,7 +129,20 @@ def test_buffers_serve_chunk_after_chunk(hidden, precision, monkeypatch):
             for _ in range(2):
                 found = model.decode(codes, coord, cell), model.decode_grid(codes, axis_coord(19), axis_coord(31), one)
                 for a, b in zip(found, wanted):
-                    assert not a.requires_grad and b.requires_grad and error(a, b) <= 1e-6
+                    assert not a.requires_grad and b.requires_grad and error(a, b) <= bound
+
+
+@pytest.mark.parametrize('hidden', [(40,), (8, 40, 12)])
+def test_large_biases_fold_exactly(hidden):
+    """Biases of the size of the activations, either sign, in float64: what is left is the rounding of float64."""
+    model = small_model(hidden=hidden).double()
+    random = torch.Generator().manual_seed(3)
+    for layer in model._layers():
+        layer[1].data = torch.randn(layer[1].shape, generator=random, dtype=torch.float64) * 2
+    inp, (coord, cell) = torch.rand(1, 3, 6, 5, dtype=torch.float64), queries(1, 300)
+    with torch.no_grad():
+        wanted = textbook.query(model, model.encoder(inp), coord.double(), cell.double())
+        assert error(model(inp, coord.double(), cell.double()), wanted) <= 1e-12
 
 
 @pytest.mark.parametrize('switches', [SWITCHES[0], SWITCHES[-1]], ids=str)
