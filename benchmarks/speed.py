@@ -57,7 +57,8 @@ def decode_case(fast_model, model, case, rounds, device, peak):
                                'decode': median(t[1] for t in times[f'{side} {name}'])}
                         for side in ('textbook', 'fast')}
         result[name]['ratio'] = ratio(times[f'textbook {name}'], times[f'fast {name}'])
-        result[name]['ratio_of_decoders'] = ratio(*([t[1:] for t in times[f'{s} {name}']] for s in ('textbook', 'fast')))
+        decoders = ([t[1:] for t in times[f'{side} {name}']] for side in ('textbook', 'fast'))
+        result[name]['ratio_of_decoders'] = ratio(*decoders)
         flops, product = cases.decoder_flops(model, size[0] * size[1]), times[f'product {name}']
         product_flops = measured[f'product {name}'][0][0].flops
         result[name]['product_gflops'] = median(product_flops / t[0] / 1e9 for t in product)
@@ -66,7 +67,8 @@ def decode_case(fast_model, model, case, rounds, device, peak):
             flops / t[1] / (product_flops / p[0]) for t, p in zip(times[f'fast {name}'], product))
         if peak:
             operations = count_flops(*measured[f'fast {name}'])
-            result[name]['share_of_peak'] = operations / median(sum(t) for t in times[f'fast {name}']) / 1e9 / peak[name]
+            seconds = median(sum(t) for t in times[f'fast {name}'])
+            result[name]['share_of_peak'] = operations / seconds / 1e9 / peak[name]
     result['bf16']['ratio_to_textbook_float32'] = ratio(times['textbook float32'], times['fast bf16'])
     return result
 
@@ -106,7 +108,8 @@ def top_operators(stages, precision_name, gradients, device):
                for event in profile.key_averages()}
     total = sum(time_of.values()) or 1
     top = sorted(time_of, key=time_of.get, reverse=True)[:10]
-    return [{'operator': e.key[:80], 'calls': e.count, 'ms': time_of[e] / 1e3, 'share': time_of[e] / total} for e in top]
+    return [{'operator': event.key[:80], 'calls': event.count, 'ms': time_of[event] / 1e3,
+             'share': time_of[event] / total} for event in top]
 
 
 def measure_peak(device, quick):

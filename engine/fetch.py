@@ -187,7 +187,8 @@ def _checked(path):
         yield
     except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError,
             RuntimeError) as error:  # RuntimeError: zip methods that Python does not know
-        raise UserError(f'{path} is damaged, incomplete or no zip or tar archive ({str(error).splitlines()[0] if str(error) else type(error).__name__}): download or copy it '
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f'{path} is damaged, incomplete or no zip or tar archive ({reason}): download or copy it '
                         f'again') from None
 
 

@@ -18,8 +18,9 @@ def find_jobs(inputs, output):
     else:
         jobs = [(source, os.path.join(output, mirrored(name))) for source, name in find_sources(inputs, output)]
         batch = True
-        if os.path.exists(output) and not os.path.isdir(output):
-            raise UserError(f'output {output}: found a file, wanted a folder for several inputs')
+        if not os.path.isdir(output) and (os.path.exists(output) or is_known(output)):
+            what = 'a file' if os.path.exists(output) else "a picture's or video's name"
+            raise UserError(f'output {output}: found {what}, wanted a folder for several inputs')
     sources = {}
     for source, target in jobs:
         other = sources.setdefault(os.path.realpath(target), source)

@@ -255,7 +255,9 @@ def open_data(config, section, device, workers, folder):
     data = datasets.make(spec['wrapper'], args={'dataset': datasets.make(spec['dataset'])})
     loader = make_loader(data, spec['batch_size'], config['seed'], training, workers, device.type, distributed.rank(),
                          distributed.world(), config['on_bad_image'])
-    folder.log(f'{section}: {len(data)} samples, batches of {spec["batch_size"]}, {loader.num_workers} workers')
+    batches = f'batches of {spec["batch_size"]}' if len(data) >= spec['batch_size'] or not training else \
+        f'fewer than batch_size: {spec["batch_size"]}, so all of them are a batch (repeat: makes an epoch longer)'
+    folder.log(f'{section}: {len(data)} samples, {batches}, {loader.num_workers} workers')
     if folder.active:
         for problem in check_headers(data, config['on_bad_image']):
             folder.log(f'will be passed over: {problem}')

@@ -387,6 +387,7 @@ def test_inputs_that_make_no_sense(tmp_path, album, checkpoints):
     for inputs, output, message in [
             ([tmp_path / 'empty'], 'out', 'no picture or video'), ([album / '*.xyz'], 'out', 'no picture or video'),
             ([album / 'a.png', album / 'b.png'], album / 'b.jpg', 'found a file, wanted a folder'),
+            ([album], 'large.png', "found a picture's or video's name, wanted a folder"),
             ([album / 'a.png', album / 'sub' / '..' / 'a.png'], album / '..' / 'album', 'would be overwritten'),
             ([album / 'a.png'], album / 'sub' / '..' / 'a.png', 'would be overwritten'),
             ([album, album / 'sub' / 'c.bmp', tmp_path / 'c.png'], 'out', None)]:
