@@ -242,7 +242,7 @@ def read_results(paths):
 def write_readme(path, root=ROOT):
     """Put the tables of the committed results between the markers of the README at `path`; UserError without them."""
     files = sorted(file for pattern in COMMITTED for file in glob.glob(os.path.join(root, pattern), recursive=True))
-    runs = read_results(files)
+    runs = sorted(read_results(files), key=lambda run: run['model']['parameters'] or 0)  # interpolation first
     text = tables(runs) + '\n\n' + '\n'.join(f'- {line}' for line in notes(runs))
     insert(path, text, MARKERS)
     return text
