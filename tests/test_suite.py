@@ -92,10 +92,10 @@ def test_scales_have_one_name(text, wanted):
     assert canonical_scale(text) == wanted
 
 
-def test_data_moves_as_a_whole(load):
-    here, there = read_suite('all'), read_suite('all', data_root=load)
-    assert all(case.missing is None for case in there) and all(case.missing for case in here)
-    assert [case.config for case in here] == [case.config for case in there]  # so results do not depend on the place
+def test_data_moves_as_a_whole(load, tmp_path):
+    usual, there, empty = (read_suite('all', data_root=root) for root in (None, load, str(tmp_path)))
+    assert all(case.missing is None for case in there) and all(case.missing for case in empty)
+    assert [case.config for case in usual] == [case.config for case in there]  # so results do not depend on the place
 
 
 # Figures.
