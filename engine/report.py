@@ -13,6 +13,7 @@ PAPER = os.path.join(ROOT, 'docs', 'paper_tables.json')
 RESULTS_FORMAT = 'liif-results-1'
 MARKERS = '<!-- results:start -->', '<!-- results:end -->'
 BUDGET, BUDGET_MARKERS = os.path.join('docs', 'budget.md'), ('<!-- budget:start -->', '<!-- budget:end -->')
+RUNS = os.path.join('weights', '*', 'run.json'), os.path.join('benchmarks', 'results', 'budget', '*', 'run.json')
 COMMITTED = ('weights/**/*.json', 'benchmarks/results/*.json')
 KINDS = {'div2k': 'RGB, scale + 6 pixels shaved', 'benchmark': 'luma, scale pixels shaved', None: 'RGB, all pixels'}
 METRICS = {'psnr': ('PSNR in dB', 2), 'ssim': ('SSIM', 4), 'lpips': ('LPIPS (smaller is better)', 4)}
@@ -249,19 +250,22 @@ def write_readme(path, root=ROOT):
 
 
 def write_budget(root=ROOT, path=None):
-    """Put what the runs behind weights/ cost and reached into docs/budget.md."""
+    """Put what runs of small budgets cost and reached into docs/budget.md."""
     text = budget_table(root)
     insert(path or os.path.join(root, BUDGET), text, BUDGET_MARKERS)
     return text
 
 
 def budget_table(root, data='Set5', scales=('2', '3', '4')):
-    """A row for each weights/<name>/run.json (scripts/release.py) with results beside it, between bicubic and the paper."""
+    """A row for each run.json (scripts/release.py) with results beside it, between bicubic and the paper; the fewest
+    steps first."""
     head = ['command', 'device', 'time', 'steps', *(f'{data} {scale_label(scale)}' for scale in scales)]
-    rows, plain = [], {}
-    for file in sorted(glob.glob(os.path.join(root, 'weights', '*', 'run.json'))):
-        with open(file, encoding='utf-8') as f:
-            run = json.load(f)
+    rows, plain, runs = [], {}, []
+    for pattern in RUNS:
+        for file in glob.glob(os.path.join(root, pattern)):
+            with open(file, encoding='utf-8') as f:
+                runs.append((json.load(f), file))
+    for run, file in sorted(runs, key=lambda item: int(item[0]['steps'].split()[0].replace(',', ''))):
         found = {}
         for result in read_results([os.path.dirname(file)]):
             if result['data'] == data:

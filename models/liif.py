@@ -18,6 +18,7 @@ instead of 576; what is left is the hidden layers' 256x256 products. (Blending t
 layer once, would save 2,304 more and was measured slower: three channels are cheaper to blend than 256.)
 A decoder other than a ReLU MLP gathers the unfolded features instead and runs whole.
 """
+import math
 from typing import NamedTuple, Optional
 
 import torch
@@ -195,9 +196,7 @@ class LIIF(nn.Module):
         b = codes.feat.shape[0]
         image = torch.arange(b, device=y.device).view(-1, 1, 1) * (th * tw)
         out = y.new_empty(b, len(y), len(x), 3)
-        chunk = min(chunk or self._chunk(codes), self._chunk(codes))
-        width = min(len(x), chunk)
-        height = max(1, chunk // (width * b))
+        height, width = _blocks(len(y), len(x), max(1, min(chunk or self._chunk(codes), self._chunk(codes)) // b))
         cell = (cell * y.new_tensor(codes.shape)).to(y)  # (2,), relative
         work = None if torch.is_grad_enabled() else \
             self._workspace(codes.table, len(self._corners()) * b * height * width)
@@ -295,6 +294,13 @@ def _fold_biases(layers):
         folded.append((matrix.t().contiguous(), floor))
         matrix, bias = following, own.to(wide) - (following.to(wide) * floor.to(wide)).sum(1)
     return folded + [(matrix.t().contiguous(), bias)]
+
+
+def _blocks(rows, columns, chunk):
+    """(height, width) of the blocks, of at most `chunk` queries, that cover a grid in the fewest pieces."""
+    widths = [min(chunk, math.ceil(columns / parts)) for parts in range(1, 9)]
+    return min(((min(rows, chunk // width), width) for width in widths),
+               key=lambda shape: math.ceil(rows / shape[0]) * math.ceil(columns / shape[1]))
 
 
 def _opposite_areas(y, x):

@@ -4,7 +4,8 @@
 
 Writes model.pth (float32, without the optimizer: whatever loads a checkpoint loads it), config.yaml, log.txt, curve.png,
 run.json, SHA256SUMS, and in README.md, the model card, what run.json says, between two markers; what stands around them
-is yours to write, and kept. A later run of the same command replaces it all.
+is yours to write, and kept. A later run of the same command replaces it all. With --facts it writes run.json and log.txt
+alone, for docs/budget.md to tell of a run whose weights are not given away.
 """
 import hashlib
 import json
@@ -30,6 +31,7 @@ def main(argv=None):
     parser.add_argument('run', help='a run folder, such as save/_1h')
     parser.add_argument('output', help='a folder, such as weights/edsr-baseline-liif')
     parser.add_argument('--ema', action='store_true', help="the run's averaged weights, instead of the last ones")
+    parser.add_argument('--facts', action='store_true', help='run.json and log.txt alone')
     args = parser.parse_args(argv)
 
     path = os.path.join(args.run, LAST)
@@ -40,11 +42,17 @@ def main(argv=None):
     if args.ema and not checkpoint.get('ema'):
         raise UserError(f'{path} holds no averaged weights: leave --ema out')
     weights = checkpoint['ema'] if args.ema else checkpoint['model']['sd']
-    weights = {name: value.float().contiguous() if value.is_floating_point() else value for name, value in weights.items()}
+    weights = {name: value.float().contiguous() if value.is_floating_point() else value
+               for name, value in weights.items()}
     log, config = (read(os.path.join(args.run, name)) for name in (LOG, CONFIG))
-    figure = training_figure([args.run])
+    known = {'run': os.path.basename(os.path.abspath(args.run)).lstrip('_'), **facts(checkpoint, log, args.ema)}
+    figure = None if args.facts else training_figure([args.run])
 
     os.makedirs(args.output, exist_ok=True)
+    write(args.output, LOG, log)
+    write(args.output, RUN, json.dumps(known, indent=1) + '\n')
+    if args.facts:
+        return
     target = os.path.join(args.output, MODEL)
     save_checkpoint(target, {'model': {**checkpoint['model'], 'sd': weights}, 'epoch': done,
                              'data_norm': checkpoint['data_norm'], 'config': checkpoint['config']})
@@ -52,11 +60,8 @@ def main(argv=None):
         digest = hashlib.sha256(f.read()).hexdigest()
     write(args.output, SUMS, f'{digest}  {MODEL}\n')
     write(args.output, CONFIG, config)
-    write(args.output, LOG, log)
     with atomic_write(os.path.join(args.output, CURVE)) as f:
         figure.savefig(f, format='png', dpi=100)
-    known = {'run': os.path.basename(os.path.abspath(args.run)).lstrip('_'), **facts(checkpoint, log, args.ema)}
-    write(args.output, RUN, json.dumps(known, indent=1) + '\n')
     write_card(args.output, {**known, 'sha256 of model.pth': f'`{digest}`'})
     print(f'{target}: {os.path.getsize(target):,} bytes, sha256 {digest}')
 

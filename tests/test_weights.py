@@ -146,3 +146,6 @@ def test_release_of_a_run(tmp_path):
         assert '| 12 (4 epochs of 3) |' in card and ('decay 0.9' in card) == bool(flags) and '| seed | 0 |' in card
         (target / 'README.md').write_text('Mine.\n' + card.replace('| seed | 0 |', '') + 'Licence.\n')
     assert card.startswith('Mine.\n') and card.endswith('Licence.\n')
+    done = program(script, 'save/_c', str(tmp_path / 'facts'), '--facts', cwd=tmp_path)
+    assert done.returncode == 0 and sorted(os.listdir(tmp_path / 'facts')) == ['log.txt', 'run.json']
+    assert '12 (4 epochs of 3)' in (tmp_path / 'facts' / 'run.json').read_text()
