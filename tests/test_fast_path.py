@@ -1,12 +1,13 @@
 """The reorganised decode equals the textbook formula: values, ties, borders, gradients, grids, windows, precision."""
 import itertools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 import models
-from models.liif import nearest_code
+from models.liif import _blocks, nearest_code
 from tests import textbook
 from tests.common import error, fill_model, golden, small_model, small_spec
 from utils import axis_coord, make_coord
@@ -130,6 +131,16 @@ def test_buffers_serve_chunk_after_chunk(hidden, precision, monkeypatch):
                 found = model.decode(codes, coord, cell), model.decode_grid(codes, axis_coord(19), axis_coord(31), one)
                 for a, b in zip(found, wanted):
                     assert not a.requires_grad and b.requires_grad and error(a, b) <= bound
+
+
+def test_blocks_fit_and_fill_their_chunk():
+    random = np.random.default_rng(0)
+    for rows, columns, chunk in [(1, 1, 1), (5, 5, 2048), (3, 100_000, 7), *random.integers(1, 3000, (200, 3)).tolist()]:
+        height, width = _blocks(rows, columns, chunk)
+        assert 1 <= height <= rows and 1 <= width <= columns and height * width <= chunk
+        pieces = -(-rows // height) * -(-columns // width)
+        if rows * columns > 20 * chunk and 8 * chunk > columns > 20 and chunk > 200:
+            assert pieces <= 1.25 * rows * columns / chunk
 
 
 @pytest.mark.parametrize('hidden', [(40,), (8, 40, 12)])
