@@ -1,5 +1,9 @@
 """Seconds of decoding and of training, fast path against textbook formula, and what they are made of."""
+import contextlib
+import functools
+import multiprocessing
 import statistics
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -7,52 +11,82 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import cases, memory
 from engine.device import DTYPES, keep_freed_memory
 
-ROUNDS = {'cpu': 7, 'cuda': 11}
+ROUNDS = {'cpu': 3, 'cuda': 11}
+PROCESSES = 3  # in turn for each side of a CPU's decode, since one may be lucky with its memory throughout
 QUERIES = 90000  # of an image that are timed on a CPU, the rest being alike, so that there is time for many rounds
 PRECISIONS = 'float32', 'bf16'
+SIDES = 'textbook', 'fast', 'product'
 
 
 def measure_decode(device, quick):
     """Per case and precision: seconds of encoding and decoding by both, ratios, and the decoder's share of the rate at
     which this machine does nothing but 256-wide products with ReLU; on a GPU the share of its matrix units' peak."""
-    model = cases.make_model(device, quick)
-    fast_model = cases.make_model(device, quick).to(memory_format=torch.channels_last)
-    rounds = 1 if quick else ROUNDS[device.type]
+    rounds = 1 if quick else 2 if device.type == 'cpu' else ROUNDS[device.type]
     peak = measure_peak(device, quick)
     chosen = cases.QUICK['decode'] if quick else cases.DECODE + [cases.FRAME] * (device.type == 'cuda')
-    result = {'peak_gflops': peak, 'cases': [decode_case(fast_model, model, c, rounds, device, peak) for c in chosen]}
+    result = {'peak_gflops': peak, 'cases': [decode_case(c, rounds, device, quick, peak) for c in chosen]}
     h, w, scale = chosen[-1] if device.type == 'cuda' else chosen[1]
-    inp = torch.rand(1, 3, h, w).to(device) * 2 - 1
     result['profile'] = {'input': [h, w], 'scale': scale, **{
-        name: top_operators(cases.fast_stages(fast_model, inp, (h * scale, w * scale)), name, False, device)
+        name: top_operators(*side_stages('fast', name, (h, w, scale), None, device, quick), False, device)
         for name in PRECISIONS}}
     return result
 
 
-def decode_case(fast_model, model, case, rounds, device, peak):
+@contextlib.contextmanager
+def sides_apart(device):
+    """`time_side`, on a CPU with a new process for each side, as people would run them: how soon a process gets memory
+    depends on what it did before."""
+    if device.type != 'cpu':
+        yield time_side
+        return
+    with contextlib.ExitStack() as stack:
+        processes = {side: stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context('spawn')))
+                     for side in SIDES}
+        yield lambda side, *args: processes[side].submit(time_side, side, *args).result()
+
+
+def time_side(side, *args):
+    """Seconds of the stages of one side: [encode, decode], of the product [all]."""
+    device = args[-2]
+    return cases.interleave({side: (*side_stages(side, *args), False)}, 1, device)[side][0]
+
+
+@functools.lru_cache(maxsize=4)
+def side_stages(side, precision, case, rows, device, quick):
+    """(Stages, the precision to run them under) of the first `rows` output rows of a case."""
     h, w, scale = case
     size = h * scale, w * scale
+    model = cases.make_model(device, quick)
     inp = torch.rand(1, 3, h, w, generator=torch.Generator().manual_seed(0)).to(device) * 2 - 1
-    rows = size[0] if device.type == 'cuda' else min(size[0], -(-QUERIES // size[1]))
-    width = model.imnet.layers[-1].in_features
-    chunk = fast_model._chunk(fast_model.encode(inp)) * 4
+    if side == 'textbook':
+        return cases.textbook_stages(model, inp, size, rows), precision
+    model = model.to(memory_format=torch.channels_last)
+    if side == 'fast':
+        return cases.fast_stages(model, inp, size, rows), precision
+    width, chunk = model.imnet.layers[-1].in_features, model._chunk(model.encode(inp[..., :8, :8])) * 4
+    return cases.product_stages(width, chunk, 3, device, DTYPES[precision]), 'float32'
 
-    def entries(rows):
-        out = {}
-        for name in PRECISIONS:
-            out[f'textbook {name}'] = cases.textbook_stages(model, inp, size, rows), name, False
-            out[f'fast {name}'] = cases.fast_stages(fast_model, inp, size, rows), name, False
-            out[f'product {name}'] = cases.product_stages(width, chunk, 3, device, DTYPES[name]), 'float32', False
-        return out
+
+def decode_case(case, rounds, device, quick, peak):
+    h, w, scale = case
+    size = h * scale, w * scale
+    rows = size[0] if device.type == 'cuda' else min(size[0], -(-QUERIES // size[1]))
 
     few = -(-cases.TEXTBOOK_CHUNK // size[1])
-    cases.interleave(entries(few), 1, device)  # warm-up
-    measured = entries(rows)
-    times = cases.interleave(measured, rounds, device)
+    times = {f'{side} {name}': [] for side in SIDES for name in PRECISIONS}
+    for _ in range(1 if quick or device.type != 'cpu' else PROCESSES):
+        with sides_apart(device) as timed:
+            for count in [0] + [rows] * rounds:  # the first is the warm-up
+                for name in PRECISIONS:
+                    for side in SIDES:
+                        seconds = timed(side, name, case, count or few, device, quick)
+                        if count:
+                            times[f'{side} {name}'].append(seconds)
     for name in times:
         if not name.startswith('product'):
             times[name] = [(e, d * size[0] / rows) for e, d in times[name]]
     result = {'input': [h, w], 'scale': scale, 'output': size, 'rows_timed': rows}
+    model = cases.make_model(device, quick)
     for name in PRECISIONS:
         result[name] = {side: {'encode': median(t[0] for t in times[f'{side} {name}']),
                                'decode': median(t[1] for t in times[f'{side} {name}'])}
@@ -61,13 +95,13 @@ def decode_case(fast_model, model, case, rounds, device, peak):
         decoders = ([t[1:] for t in times[f'{side} {name}']] for side in ('textbook', 'fast'))
         result[name]['ratio_of_decoders'] = ratio(*decoders)
         flops, product = cases.decoder_flops(model, size[0] * size[1]), times[f'product {name}']
-        product_flops = measured[f'product {name}'][0][0].flops
+        product_flops = side_stages('product', name, case, rows, device, quick)[0][0].flops
         result[name]['product_gflops'] = median(product_flops / t[0] / 1e9 for t in product)
         result[name]['decoder_gflops'] = median(flops / t[1] / 1e9 for t in times[f'fast {name}'])
         result[name]['share_of_product'] = median(
             flops / t[1] / (product_flops / p[0]) for t, p in zip(times[f'fast {name}'], product))
         if peak:
-            operations = count_flops(*measured[f'fast {name}'])
+            operations = count_flops(*side_stages('fast', name, case, rows, device, quick), False)
             seconds = median(sum(t) for t in times[f'fast {name}'])
             result[name]['share_of_peak'] = operations / seconds / 1e9 / peak[name]
     result['bf16']['ratio_to_textbook_float32'] = ratio(times['textbook float32'], times['fast bf16'])
