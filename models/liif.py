@@ -31,7 +31,8 @@ from .mlp import MLP
 from .models import register
 
 SHIFT = 1e-6  # breaks the ties of queries half-way between two codes, and keeps clamped coordinates inside
-CPU_CHUNK, GPU_CHUNK = 8 << 20, 256 << 20  # bytes of one layer decoded together: what a CPU caches, or fills a GPU
+CPU_CHUNK, GPU_CHUNK = 8 << 20, 256 << 20  # bytes of one layer computed together: what a CPU caches, or fills a GPU
+BLOCK = 4  # chunks whose coordinates, offsets and weights are worked out together
 
 
 class Codes(NamedTuple):
@@ -45,6 +46,18 @@ class Codes(NamedTuple):
     table: Optional[torch.Tensor]
     shape: tuple
     origin: tuple = (0, 0)
+
+
+class Workspace(NamedTuple):
+    """What decoding prepares once for all its chunks (`LIIF._workspace`).
+
+    layers: (W, b) of f, none of a general decoder; rows: of a chunk, None for all at once; folded: whether biases are
+    as `_fold_biases` gives them; buffers: (2, elements), which the layers fill in turn without gradients.
+    """
+    layers: list
+    rows: Optional[int] = None
+    folded: bool = False
+    buffers: Optional[torch.Tensor] = None
 
 
 @register('liif')
@@ -142,11 +155,9 @@ class LIIF(nn.Module):
         b, q = coord.shape[:2]
         if self.imnet is None:
             return self._read(codes, coord.unsqueeze(1))[:, :, 0].transpose(1, 2)
-        chunk = self._chunk(codes)
-        if torch.is_grad_enabled():
-            return self._decode(codes, coord, cell)
-        parts = zip(coord.split(chunk, 1), (cell if self.cell_decode else coord).split(chunk, 1))
-        work = self._workspace(codes.table, len(self._corners()) * b * min(q, chunk))
+        block = q if torch.is_grad_enabled() else self._block(codes)
+        parts = zip(coord.split(block, 1), (cell if self.cell_decode else coord).split(block, 1))
+        work = self._workspace(codes.table, len(self._corners()) * b * min(q, block))
         return torch.cat([self._decode(codes, x, c, work) for x, c in parts], dim=1)
 
     @staticmethod
@@ -154,9 +165,9 @@ class LIIF(nn.Module):
         """Without a decoder: the nearest pixel of the up-sampled image, (B, C, H', W') for coord (B, H', W', 2)."""
         return F.grid_sample(codes.feat.to(coord.dtype), coord.flip(-1), mode='nearest', align_corners=False)
 
-    def _chunk(self, codes):
-        row = len(self._corners()) * codes.table.shape[-1] * codes.table.element_size()  # bytes a query
-        return max(1, (CPU_CHUNK if codes.table.device.type == 'cpu' else GPU_CHUNK) // row)
+    def _block(self, codes):
+        """Queries of each image whose geometry is worked out at a time."""
+        return max(1, BLOCK * _chunk(codes.table) // (len(self._corners()) * len(codes.feat)))
 
     def _corners(self):
         return [(-1, -1), (-1, 1), (1, -1), (1, 1)] if self.local_ensemble else [(0, 0)]
@@ -172,7 +183,7 @@ class LIIF(nn.Module):
         image = torch.arange(coord.shape[0], device=coord.device).view(-1, 1)
         return (image * th + row - top) * tw + column - left, torch.stack([y, x], dim=-1)
 
-    def _decode(self, codes, coord, cell, work=None):
+    def _decode(self, codes, coord, cell, work):
         b, q = coord.shape[:2]
         found = [self._nearest(codes, coord, corner) for corner in self._corners()]
         index = torch.stack([i.view(-1) for i, _ in found])  # (T, B * Q)
@@ -182,7 +193,7 @@ class LIIF(nn.Module):
             size = coord.new_tensor(codes.shape)
             query = torch.cat([offset, (cell * size).reshape(1, -1, 2).expand_as(offset)], dim=-1)  # (T, B * Q, 4)
         weight = _opposite_areas(offset[..., 0], offset[..., 1])  # (T, B * Q)
-        return self._blend(codes.table, index.view(-1), query.flatten(0, 1), weight, work).view(b, q, -1)
+        return self._blend(codes.table, index.view(-1), query.flatten(0, 1), weight, work).t().view(b, q, -1)
 
     def decode_grid(self, codes, y, x, cell, chunk=None):
         """RGB (B, 3, H, W), normalized, at the crossings of rows y (H,) and columns x (W,); cell: (2,), one pixel size
@@ -195,11 +206,10 @@ class LIIF(nn.Module):
         (top, left), (th, tw) = codes.origin, codes.feat.shape[-2:]
         b = codes.feat.shape[0]
         image = torch.arange(b, device=y.device).view(-1, 1, 1) * (th * tw)
-        out = y.new_empty(b, len(y), len(x), 3)
-        height, width = _blocks(len(y), len(x), max(1, min(chunk or self._chunk(codes), self._chunk(codes)) // b))
+        out = y.new_empty(b, 3, len(y), len(x))
+        height, width = _blocks(len(y), len(x), max(1, min(chunk // b if chunk else math.inf, self._block(codes))))
         cell = (cell * y.new_tensor(codes.shape)).to(y)  # (2,), relative
-        work = None if torch.is_grad_enabled() else \
-            self._workspace(codes.table, len(self._corners()) * b * height * width)
+        work = self._workspace(codes.table, len(self._corners()) * b * height * width)
         for r in range(0, len(y), height):
             for c in range(0, len(x), width):
                 block = [(i[r:r + height].view(-1, 1) - top, d[r:r + height].view(-1, 1)) for i, d in rows]
@@ -211,55 +221,75 @@ class LIIF(nn.Module):
                 query = torch.cat([offset, cell.expand_as(offset)], dim=-1) if self.cell_decode else offset
                 query = query.unsqueeze(1).expand(*index.shape, -1).reshape(index.numel(), -1)  # (T * N, 4)
                 weight = weight.unsqueeze(1).expand(index.shape).reshape(len(index), -1)  # (T, N)
-                rgb = self._blend(codes.table, index.view(-1), query, weight, work)  # (N, 3)
-                out[:, r:r + height, c:c + width] = rgb.view(*index.shape[1:], 3)
-        return out.permute(0, 3, 1, 2)  # (B, 3, H, W)
+                rgb = self._blend(codes.table, index.view(-1), query, weight, work)  # (3, N)
+                out[..., r:r + height, c:c + width] = rgb.view(3, *index.shape[1:]).transpose(0, 1)
+        return out  # (B, 3, H, W)
 
     def _workspace(self, table, rows):
-        """What decoding without gradients takes once for all its chunks: the layers in the precision of the table, with
-        their biases folded, and two buffers that the layers fill in turn. New memory for each result costs a CPU a
-        third of its rate."""
-        if not self._shares_first_layer:
-            return None
-        layers = _fold_biases([(matrix.to(table.dtype), bias.to(table.dtype)) for matrix, bias in self._layers()])
-        return layers, table.new_empty(2, rows * max(len(bias) for _, bias in layers))
+        """What decoding takes once for all its chunks, of at most so many rows. Without gradients layers are held in the
+        precision of the table and fill two buffers in turn: new memory for each result costs a CPU a third of its rate.
+        """
+        layers = self._layers()
+        if torch.is_grad_enabled():
+            return Workspace(layers)
+        rows = min(rows, _chunk(table))
+        if not layers:
+            return Workspace(layers, rows)
+        *layers, (matrix, bias) = layers
+        layers = [(w.to(table.dtype), b.to(table.dtype)) for w, b in layers] + [(matrix.to(table.dtype), bias)]
+        # In bf16 the ReLU by bits saves more than folding would; a GPU adds the bias in its product.
+        folded = table.device.type == 'cpu' and table.dtype != torch.bfloat16
+        buffers = table.new_empty(2, rows * max(len(b) for _, b in layers))
+        return Workspace(_fold_biases(layers) if folded else layers, rows, folded, buffers)
 
     def _layers(self):
-        return [(layer.weight, layer.bias) for layer in self.imnet.layers if isinstance(layer, nn.Linear)]
+        """(W, b) of f's layers; none of a decoder that takes the general path."""
+        layers = self.imnet.layers if self._shares_first_layer else []
+        return [(layer.weight, layer.bias) for layer in layers if isinstance(layer, nn.Linear)]
 
-    def _blend(self, table, index, query, weight, work=None):
-        """f at every corner, blended: (N, 3) in float32 at least.
+    def _blend(self, table, index, query, weight, work):
+        """f at every corner, blended: (3, N) in float32 at least.
 
         table: (rows, D); index: (T * N,), the codes' rows in it; query: (T * N, 2 or 4), what the first layer takes
-        besides the features; weight: (T, N), sums to one over the T corners; work: of `_workspace`, without gradients.
+        besides the features; weight: (T, N), sums to one over the T corners; work: of `_workspace`.
         """
-        t, n = weight.shape
-        if not self._shares_first_layer:
-            rgb = self.imnet(torch.cat([table.index_select(0, index), query.to(table.dtype)], dim=-1))  # (T * N, 3)
-            return torch.einsum('tn,tnc->nc', weight, rgb.view(t, n, -1).to(weight.dtype))
-        (first, _), *hidden, last = work[0] if work else self._layers()
-        dtype = table.dtype
-        columns = first[:, -query.shape[-1]:].t()  # (2 or 4, D)
-        if dtype != query.dtype:
-            # Half precision would lose digits of the coordinates, so the lost part is added as further inputs.
-            coarse = query.to(dtype)
-            query = torch.cat([coarse, (query - coarse).to(dtype)], dim=-1)
-            columns = torch.cat([columns, columns])
-        if work is None:
-            x = table.index_select(0, index).addmm_(query, columns.to(dtype)).relu_()  # (T * N, D)
+        columns = bias = None
+        if work.layers:
+            (first, _), *_, (_, bias) = work.layers
+            columns = first[:, -query.shape[-1]:].t().to(table.dtype)  # (2 or 4, D)
+            if table.dtype != query.dtype:
+                # Half precision would lose digits of the coordinates, so the lost part is added as further inputs.
+                coarse = query.to(table.dtype)
+                query = torch.cat([coarse, (query - coarse).to(table.dtype)], dim=-1)
+                columns = torch.cat([columns, columns])
+        chunks = [slice(i, i + work.rows) for i in range(0, len(index), work.rows)] if work.rows else [slice(None)]
+        rgb = torch.cat([self._corner_rgb(table, index[chunk], query[chunk], columns, work).to(weight.dtype)
+                         for chunk in chunks], dim=1)  # (3, T * N)
+        blended = (weight * rgb.view(3, *weight.shape)).sum(1)  # (3, N)
+        return blended if bias is None else blended + bias.unsqueeze(1)  # once for all corners: their weights sum to 1
+
+    def _corner_rgb(self, table, index, query, columns, work):
+        """f without its last bias, (3, M), for M rows of the table, and the rest of its input with the first layer's
+        columns for it."""
+        if not work.layers:
+            return self.imnet(torch.cat([table.index_select(0, index), query.to(table.dtype)], dim=-1)).t()
+        _, *hidden, (last, _) = work.layers
+        if work.buffers is None:
+            x = _relu(table.index_select(0, index).addmm_(query, columns))  # (M, D)
             for matrix, bias in hidden:
-                x = F.linear(x, matrix, bias).relu_()  # (T * N, D)
-            rgb = F.linear(x, *last).to(weight.dtype)  # (T * N, 3)
-        else:
-            place, other = ((lambda width, at=at: at[:t * n * width].view(t * n, width)) for at in work[1])
-            x = torch.index_select(table, 0, index, out=place(table.shape[-1]))
-            x.addmm_(query, columns).relu_()  # (T * N, D)
-            for matrix, floor in hidden:
-                place, other = other, place
-                x = torch.mm(x, matrix, out=place(len(floor))).clamp_min_(floor)  # (T * N, D)
-            matrix, bias = last
-            rgb = torch.mm(x, matrix).to(weight.dtype) + bias  # (T * N, 3)
-        return (weight.unsqueeze(-1) * rgb.view(t, n, -1)).sum(0)  # (N, 3)
+                x = _relu(F.linear(x, matrix, bias))  # (M, D)
+            return F.linear(x, last).t()
+        place, other = ((lambda width, at=at: at[:len(index) * width].view(-1, width)) for at in work.buffers)
+        x = torch.index_select(table, 0, index, out=place(table.shape[-1]))  # (M, D)
+        x = _relu(x.addmm_(query, columns))
+        for matrix, bias in hidden:
+            place, other = other, place
+            out = place(len(bias))  # (M, D)
+            if work.folded:
+                x = torch.mm(x, matrix.t(), out=out).clamp_min_(bias)
+            else:
+                x = _relu(torch.addmm(bias, x, matrix.t(), out=out))
+        return torch.mm(last, x.t()) if work.folded else F.linear(x, last).t()
 
 
 def nearest_code(x, n, side=0):
@@ -278,22 +308,47 @@ def nearest_code(x, n, side=0):
     return index, (x - centre) * n
 
 
+class BitReLU(torch.autograd.Function):
+    """ReLU in place of bf16 on a CPU, several times faster than torch's own, which makes floats of it and bf16 again.
+    Read as integers, negative numbers are negative and the others stay as they are. (So a NaN with a sign gives 0.)"""
+
+    @staticmethod
+    def forward(ctx, x):
+        x.view(torch.int16).clamp_min_(0)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad):
+        bits = (t.view(torch.int16) for t in (grad, *ctx.saved_tensors))
+        return torch.ops.aten.threshold_backward(*bits, 0).view(grad.dtype)
+
+
+def _relu(x):
+    """ReLU in place."""
+    return BitReLU.apply(x) if x.dtype == torch.bfloat16 and x.device.type == 'cpu' else x.relu_()
+
+
 def _fold_biases(layers):
     """f's layers (W, b), to be computed with fewer passes over memory: a hidden layer relu(x W^T + b) becomes
-    max(x M, floor), the last one x M + bias, of the returned (M, floor or bias); the first one stays.
+    max(x W^T, floor), the last one x W^T + bias, of the returned (W, floor or bias); the first one stays.
 
     relu(y + b) = max(y, -b) + b, and the b added last goes through the next layer's matrix into that layer's bias. It
-    saves a third of what a hidden layer writes, since torch copies the bias before it multiplies. M is W^T laid out
-    by rows, by which CPUs multiply a tenth faster.
+    saves a third of what a hidden layer writes, since a CPU copies the bias before it multiplies.
     """
     first, (matrix, bias), *rest = layers
-    wide = torch.promote_types(bias.dtype, torch.float32)
-    folded, bias = [first], bias.to(wide)
+    folded = [first]
     for following, own in rest:
-        floor = -bias.to(matrix.dtype)
-        folded.append((matrix.t().contiguous(), floor))
-        matrix, bias = following, own.to(wide) - (following.to(wide) * floor.to(wide)).sum(1)
-    return folded + [(matrix.t().contiguous(), bias)]
+        folded.append((matrix, -bias))
+        matrix, bias = following, own + (following * bias).sum(1)
+    return folded + [(matrix, bias)]
+
+
+def _chunk(table):
+    """Rows (M, D) of one layer that are computed together."""
+    budget = CPU_CHUNK if table.device.type == 'cpu' else GPU_CHUNK
+    return max(1, budget // (table.shape[-1] * table.element_size()))
 
 
 def _blocks(rows, columns, chunk):

@@ -20,7 +20,7 @@ from torch import nn  # noqa: E402
 
 from engine.api import load_renderer  # noqa: E402
 from engine.runtime import Parser, run_program  # noqa: E402
-from models.liif import LIIF, SHIFT, _opposite_areas  # noqa: E402
+from models.liif import LIIF, SHIFT, Workspace, _opposite_areas  # noqa: E402
 from utils import UserError, atomic_write, denormalize, make_coord, normalize  # noqa: E402
 
 TOLERANCE = 1e-4  # of RGB in [0, 1]
@@ -61,8 +61,9 @@ class Decoder(nn.Module):
             relative = torch.stack([cell[:, 0] * h, cell[:, 1] * w], dim=-1)  # (Q, 2)
             query = torch.cat([offset, relative.expand_as(offset)], dim=-1)  # (T, Q, 4)
         weight = _opposite_areas(offset[..., 0], offset[..., 1])  # (T, Q)
-        rgb = self.model._blend(codes.flatten(0, 1), torch.cat(index), query.flatten(0, 1), weight)  # (Q, 3)
-        return denormalize(rgb, self.data_norm.get('gt'), -1)
+        plain = Workspace(self.model._layers())
+        rgb = self.model._blend(codes.flatten(0, 1), torch.cat(index), query.flatten(0, 1), weight, plain)  # (3, Q)
+        return denormalize(rgb.t(), self.data_norm.get('gt'), -1)
 
 
 def nearest_code(x, n, side):

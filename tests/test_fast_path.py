@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import models
-from models.liif import _blocks, nearest_code
+from models.liif import BitReLU, _blocks, nearest_code
 from tests import textbook
 from tests.common import error, fill_model, golden, small_model, small_spec
 from utils import axis_coord, make_coord
@@ -116,13 +116,12 @@ def test_any_depth(hidden):
 @pytest.mark.parametrize('hidden', [(16, 16), (8, 40, 12), (40,)])
 @pytest.mark.parametrize('precision', [torch.float32, torch.bfloat16])
 def test_buffers_serve_chunk_after_chunk(hidden, precision, monkeypatch):
-    """Without gradients chunks share two buffers and biases are folded, with them neither; widths and chunks' sizes
-    differ, and what an earlier chunk or call left there shows in no later one. bf16 keeps eight binary digits."""
+    """Without gradients chunks share two buffers, with them none; widths and chunks' sizes differ, and what an earlier
+    chunk or call left there shows in no later one."""
     monkeypatch.setattr('models.liif.CPU_CHUNK', 4 * 4 * max(hidden) * 23)
     model = small_model(hidden=hidden)
     inp = torch.rand(2, 3, 7, 10, generator=torch.Generator().manual_seed(5))
     (coord, cell), one = queries(2, 151), torch.tensor([0.1, 0.07])
-    bound = 1e-6 if precision == torch.float32 else 2 ** -7
     with torch.autocast('cpu', precision, enabled=precision != torch.float32):
         codes = model.encode(inp)
         wanted = model.decode(codes, coord, cell), model.decode_grid(codes, axis_coord(19), axis_coord(31), one)
@@ -130,7 +129,7 @@ def test_buffers_serve_chunk_after_chunk(hidden, precision, monkeypatch):
             for _ in range(2):
                 found = model.decode(codes, coord, cell), model.decode_grid(codes, axis_coord(19), axis_coord(31), one)
                 for a, b in zip(found, wanted):
-                    assert not a.requires_grad and b.requires_grad and error(a, b) <= bound
+                    assert not a.requires_grad and b.requires_grad and error(a, b) <= 1e-6
             monkeypatch.setattr('models.liif.CPU_CHUNK', 1 << 30)
             whole = model.decode(codes, coord, cell), model.decode_grid(codes, axis_coord(19), axis_coord(31), one)
             assert all(error(a, b) <= 1e-6 for a, b in zip(found, whole))
@@ -144,6 +143,21 @@ def test_blocks_fit_and_fill_their_chunk():
         pieces = -(-rows // height) * -(-columns // width)
         if rows * columns > 20 * chunk and 8 * chunk > columns > 20 and chunk > 200:
             assert pieces <= 1.25 * rows * columns / chunk
+
+
+def test_relu_by_bits_is_relu():
+    """On every bf16 number, and in its gradient: the same bits, a NaN aside."""
+    numbers = torch.arange(-2 ** 15, 2 ** 15).to(torch.int16).view(torch.bfloat16)
+    numbers = numbers[~numbers.isnan()].view(2, -1).mT  # (N, 2), not contiguous
+    grad = torch.randn(numbers.shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found = []
+    for relu in (BitReLU.apply, torch.relu_):
+        x = numbers.clone().requires_grad_()
+        y = relu(x * 1)
+        y.backward(grad)
+        found.append((y.detach(), x.grad))
+    (y, g), (wanted, wanted_g) = found
+    assert torch.equal(y, wanted) and torch.equal(g, wanted_g) and not torch.signbit(y).any()
 
 
 @pytest.mark.parametrize('hidden', [(40,), (8, 40, 12)])
