@@ -43,15 +43,14 @@ def measure(device, quick):
 
 
 def effect_of_keeping(quick):
-    """Training steps and decodes on a CPU by processes that give freed memory back to the system, as is the default,
-    and by ones that keep it, each time in turns. Seconds and megabytes are medians over the rounds; `ratio`, of
-    training steps, is the textbook's in a process as it comes to ours as train_liif.py runs it."""
+    """Training steps on a CPU by processes that give freed memory back to the system, as is the default, and by ones
+    that keep it, each time in turns. Seconds, of steps after the second, by when the kept memory has stopped to grow,
+    and megabytes are medians over the rounds; `ratio` is the textbook's in a process as it comes to ours as
+    train_liif.py runs it."""
     device, rounds = torch.device('cpu'), 1 if quick else 3
-    h, w, scale = cases.QUICK['decode'][0] if quick else cases.DECODE[1]
-    names = [f'{what} {precision}' for what in ('step', 'textbook-step', 'fast', 'textbook')
-             for precision in ('float32', 'bf16')]
-    found = [{name: {kept: run(name.split()[0], device, quick, precision=name.split()[1], keep=kept == 'kept', h=h, w=w,
-                               scale=scale, calls=2) for kept in ('given_back', 'kept')}
+    names = [f'{what} {precision}' for what in ('step', 'textbook-step') for precision in ('float32', 'bf16')]
+    found = [{name: {kept: run(name.split()[0], device, quick, precision=name.split()[1], keep=kept == 'kept', calls=2 if quick else 5)
+                     for kept in ('given_back', 'kept')}
               for name in names[:3 if quick else None]} for _ in range(rounds)]
     result = {name: {kept: {key: _median(r[name][kept][key] for r in found) for key in ('seconds', 'peak_mb')}
                      for kept in ('given_back', 'kept')} for name in found[0]}
@@ -124,8 +123,8 @@ def _step(args, device):
 
 
 def _peak(function, calls, device):
-    """(Megabytes at the peak less those before, median seconds of all calls but the first), of so many calls; None where
-    the system does not tell the megabytes, or there is but one call."""
+    """(Megabytes at the peak less those before, median seconds of the calls after the second), of so many calls; None
+    where the system does not tell the megabytes, or there is but one call."""
     cases.synchronize(device)
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
@@ -140,7 +139,7 @@ def _peak(function, calls, device):
         function()
         cases.synchronize(device)
         seconds.append(time.perf_counter() - start)
-    typical = statistics.median(seconds[1:]) if calls > 1 else None
+    typical = statistics.median(seconds[2:] or seconds[1:]) if calls > 1 else None
     if device.type == 'cuda':
         return (torch.cuda.max_memory_allocated(device) - before) / MB, typical
     return (_resident('VmHWM') - before if sys.platform == 'linux' else None), typical

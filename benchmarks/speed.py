@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import cases, memory
 from engine.device import DTYPES, keep_freed_memory
+from models.liif import _chunk as rows_of_chunk
 
 ROUNDS = {'cpu': 3, 'cuda': 11}
 PROCESSES = 3  # in turn for each side of a CPU's decode, since one may be lucky with its memory throughout
@@ -33,22 +34,32 @@ def measure_decode(device, quick):
 
 
 @contextlib.contextmanager
-def sides_apart(device):
-    """`time_side`, on a CPU with a new process for each side, as people would run them: how soon a process gets memory
-    depends on what it did before."""
+def sides_apart(device, kept=False):
+    """`time_side`, on a CPU with a new process for each side, as people would run them; kept: ones that keep the memory
+    they free. How soon a process gets memory depends on what it did before."""
     if device.type != 'cpu':
         yield time_side
         return
     with contextlib.ExitStack() as stack:
-        processes = {side: stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context('spawn')))
-                     for side in SIDES}
+        processes = {side: stack.enter_context(ProcessPoolExecutor(
+            1, multiprocessing.get_context('spawn'), keep_freed_memory if kept else None)) for side in SIDES}
         yield lambda side, *args: processes[side].submit(time_side, side, *args).result()
 
 
 def time_side(side, *args):
-    """Seconds of the stages of one side: [encode, decode], of the product [all]."""
+    """(Seconds of the stages of one side: [encode, decode], of the product [all]; page faults on a CPU)."""
     device = args[-2]
-    return cases.interleave({side: (*side_stages(side, *args), False)}, 1, device)[side][0]
+    stages = {side: (*side_stages(side, *args), False)}
+    before = page_faults(device)
+    times = cases.interleave(stages, 1, device)[side][0]
+    return times, page_faults(device) - before
+
+
+def page_faults(device):
+    if device.type != 'cpu':
+        return 0
+    import resource  # of Unix
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 @functools.lru_cache(maxsize=4)
@@ -63,8 +74,9 @@ def side_stages(side, precision, case, rows, device, quick):
     model = model.to(memory_format=torch.channels_last)
     if side == 'fast':
         return cases.fast_stages(model, inp, size, rows), precision
-    width, chunk = model.imnet.layers[-1].in_features, model._chunk(model.encode(inp[..., :8, :8])) * 4
-    return cases.product_stages(width, chunk, 3, device, DTYPES[precision]), 'float32'
+    width, dtype = model.imnet.layers[-1].in_features, DTYPES[precision]
+    rows = rows_of_chunk(torch.empty(0, width, device=device, dtype=dtype))
+    return cases.product_stages(width, rows, 3, device, dtype), 'float32'
 
 
 def decode_case(case, rounds, device, quick, peak):
@@ -72,19 +84,22 @@ def decode_case(case, rounds, device, quick, peak):
     size = h * scale, w * scale
     rows = size[0] if device.type == 'cuda' else min(size[0], -(-QUERIES // size[1]))
 
-    few = -(-cases.TEXTBOOK_CHUNK // size[1])
-    times = {f'{side} {name}': [] for side in SIDES for name in PRECISIONS}
-    for _ in range(1 if quick or device.type != 'cpu' else PROCESSES):
-        with sides_apart(device) as timed:
+    few, portion = -(-cases.TEXTBOOK_CHUNK // size[1]), size[0] / rows
+    runs = []  # (whether its processes keep freed memory, what `time_side` says of each side and precision)
+    for kept in [False] if quick or device.type != 'cpu' else [False] * PROCESSES + [True]:
+        with sides_apart(device, kept) as timed:
             for count in [0] + [rows] * rounds:  # the first is the warm-up
-                for name in PRECISIONS:
-                    for side in SIDES:
-                        seconds = timed(side, name, case, count or few, device, quick)
-                        if count:
-                            times[f'{side} {name}'].append(seconds)
-    for name in times:
-        if not name.startswith('product'):
-            times[name] = [(e, d * size[0] / rows) for e, d in times[name]]
+                run = {f'{side} {name}': timed(side, name, case, count or few, device, quick)
+                       for name in PRECISIONS for side in SIDES}
+                if count:
+                    runs.append((kept, run))
+
+    def found(what, kept):
+        """Of each run: (seconds of encoding, of decoding the whole output); of the product (seconds,)."""
+        times = [run[what][0] for k, run in runs if k == kept]
+        return times if what.startswith('product') else [(encode, decode * portion) for encode, decode in times]
+
+    times = {what: found(what, False) for what in runs[0][1]}
     result = {'input': [h, w], 'scale': scale, 'output': size, 'rows_timed': rows}
     model = cases.make_model(device, quick)
     for name in PRECISIONS:
@@ -104,6 +119,13 @@ def decode_case(case, rounds, device, quick, peak):
             operations = count_flops(*side_stages('fast', name, case, rows, device, quick), False)
             seconds = median(sum(t) for t in times[f'fast {name}'])
             result[name]['share_of_peak'] = operations / seconds / 1e9 / peak[name]
+        if runs[-1][0]:
+            kept = {side: found(f'{side} {name}', True) for side in ('textbook', 'fast')}
+            result[name]['kept'] = {'ratio': ratio(kept['textbook'], kept['fast']),
+                                    **{side: median(map(sum, kept[side])) for side in kept}}
+            # Those of encoding, which are few, are counted as if they grew with the output, too.
+            result[name]['page_faults'] = {side: median(run[f'{side} {name}'][1] * portion for k, run in runs if not k)
+                                           for side in ('textbook', 'fast')}
     result['bf16']['ratio_to_textbook_float32'] = ratio(times['textbook float32'], times['fast bf16'])
     return result
 
@@ -115,7 +137,7 @@ def measure_train(device, quick):
     peak = measure_peak(device, quick)
     sides = {f'{side} {name}': (stages(device, name, quick), name, True) for name in PRECISIONS
              for side, stages in (('textbook', cases.textbook_step_stages), ('fast', cases.step_stages))}
-    cases.interleave(sides, 1 if quick or device.type == 'cpu' else 5, device)  # warm-up
+    cases.interleave(sides, 1 if quick else 5 if device.type == 'cuda' else 2, device)  # warm-up
     times = cases.interleave(sides, 1 if quick else ROUNDS[device.type], device)
     result = {'setting': dict(zip(('batch', 'side', 'queries'),
                                   cases.QUICK['step'] if quick else (cases.BATCH, cases.SIDE, cases.QUERIES)))}
