@@ -193,7 +193,7 @@ class LIIF(nn.Module):
             size = coord.new_tensor(codes.shape)
             query = torch.cat([offset, (cell * size).reshape(1, -1, 2).expand_as(offset)], dim=-1)  # (T, B * Q, 4)
         weight = _opposite_areas(offset[..., 0], offset[..., 1])  # (T, B * Q)
-        return self._blend(codes.table, index.view(-1), query.flatten(0, 1), weight, work).t().view(b, q, -1)
+        return self._blend(codes.table, index.view(-1), query.flatten(0, 1), weight, work).t().view(b, q, 3)
 
     def decode_grid(self, codes, y, x, cell, chunk=None):
         """RGB (B, 3, H, W), normalized, at the crossings of rows y (H,) and columns x (W,); cell: (2,), one pixel size
@@ -353,6 +353,7 @@ def _chunk(table):
 
 def _blocks(rows, columns, chunk):
     """(height, width) of the blocks, of at most `chunk` queries, that cover a grid in the fewest pieces."""
+    rows, columns = max(1, rows), max(1, columns)
     widths = [min(chunk, math.ceil(columns / parts)) for parts in range(1, 9)]
     return min(((min(rows, chunk // width), width) for width in widths),
                key=lambda shape: math.ceil(rows / shape[0]) * math.ceil(columns / shape[1]))

@@ -135,6 +135,16 @@ def test_buffers_serve_chunk_after_chunk(hidden, precision, monkeypatch):
             assert all(error(a, b) <= 1e-6 for a, b in zip(found, whole))
 
 
+def test_no_queries_give_no_colours():
+    model = small_model()
+    codes, none, cell = model.encode(torch.rand(2, 3, 6, 5)), torch.zeros(0), torch.tensor([0.1, 0.1])
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            assert model.decode(codes, torch.zeros(2, 0, 2), torch.zeros(2, 0, 2)).shape == (2, 0, 3)
+            assert model.decode_grid(codes, none, axis_coord(4), cell).shape == (2, 3, 0, 4)
+            assert model.decode_grid(codes, axis_coord(4), none, cell).shape == (2, 3, 4, 0)
+
+
 def test_blocks_fit_and_fill_their_chunk():
     random = np.random.default_rng(0)
     for rows, columns, chunk in [(1, 1, 1), (5, 5, 2048), (3, 100_000, 7), *random.integers(1, 3000, (200, 3)).tolist()]:
