@@ -193,7 +193,8 @@ class LIIF(nn.Module):
             size = coord.new_tensor(codes.shape)
             query = torch.cat([offset, (cell * size).reshape(1, -1, 2).expand_as(offset)], dim=-1)  # (T, B * Q, 4)
         weight = _opposite_areas(offset[..., 0], offset[..., 1])  # (T, B * Q)
-        return self._blend(codes.table, index.view(-1), query.flatten(0, 1), weight, work).t().view(b, q, 3)
+        rgb = self._blend(codes.table, index.view(-1), query.flatten(0, 1), weight, work)  # (3, B * Q)
+        return rgb.t().view(b, q, len(rgb))
 
     def decode_grid(self, codes, y, x, cell, chunk=None):
         """RGB (B, 3, H, W), normalized, at the crossings of rows y (H,) and columns x (W,); cell: (2,), one pixel size
@@ -265,7 +266,7 @@ class LIIF(nn.Module):
         chunks = [slice(i, i + work.rows) for i in range(0, len(index), work.rows)] if work.rows else [slice(None)]
         rgb = torch.cat([self._corner_rgb(table, index[chunk], query[chunk], columns, work).to(weight.dtype)
                          for chunk in chunks], dim=1)  # (3, T * N)
-        blended = (weight * rgb.view(3, *weight.shape)).sum(1)  # (3, N)
+        blended = (weight * rgb.view(len(rgb), *weight.shape)).sum(1)  # (3, N)
         return blended if bias is None else blended + bias.unsqueeze(1)  # once for all corners: their weights sum to 1
 
     def _corner_rgb(self, table, index, query, columns, work):
