@@ -49,8 +49,8 @@ def effect_of_keeping(quick):
     train_liif.py runs it."""
     device, rounds = torch.device('cpu'), 1 if quick else 3
     names = [f'{what} {precision}' for what in ('step', 'textbook-step') for precision in ('float32', 'bf16')]
-    found = [{name: {kept: run(name.split()[0], device, quick, precision=name.split()[1], keep=kept == 'kept', calls=2 if quick else 5)
-                     for kept in ('given_back', 'kept')}
+    found = [{name: {kept: run(name.split()[0], device, quick, precision=name.split()[1], keep=kept == 'kept',
+                               calls=2 if quick else 5) for kept in ('given_back', 'kept')}
               for name in names[:3 if quick else None]} for _ in range(rounds)]
     result = {name: {kept: {key: _median(r[name][kept][key] for r in found) for key in ('seconds', 'peak_mb')}
                      for kept in ('given_back', 'kept')} for name in found[0]}

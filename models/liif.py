@@ -51,12 +51,11 @@ class Codes(NamedTuple):
 class Workspace(NamedTuple):
     """What decoding prepares once for all its chunks (`LIIF._workspace`).
 
-    layers: (W, b) of f, none of a general decoder; rows: of a chunk, None for all at once; folded: whether biases are
-    as `_fold_biases` gives them; buffers: (2, elements), which the layers fill in turn without gradients.
+    layers: (W, b) of f, none of a general decoder; rows: of a chunk, None for all at once; buffers: (2, elements), which
+    the layers fill in turn without gradients.
     """
     layers: list
     rows: Optional[int] = None
-    folded: bool = False
     buffers: Optional[torch.Tensor] = None
 
 
@@ -167,7 +166,7 @@ class LIIF(nn.Module):
 
     def _block(self, codes):
         """Queries of each image whose geometry is worked out at a time."""
-        return max(1, BLOCK * _chunk(codes.table) // (len(self._corners()) * len(codes.feat)))
+        return max(1, BLOCK * _chunk(codes.table) // (len(self._corners()) * max(1, len(codes.feat))))
 
     def _corners(self):
         return [(-1, -1), (-1, 1), (1, -1), (1, 1)] if self.local_ensemble else [(0, 0)]
@@ -227,21 +226,17 @@ class LIIF(nn.Module):
         return out  # (B, 3, H, W)
 
     def _workspace(self, table, rows):
-        """What decoding takes once for all its chunks, of at most so many rows. Without gradients layers are held in the
-        precision of the table and fill two buffers in turn: new memory for each result costs a CPU a third of its rate.
-        """
+        """What decoding takes once for all its chunks, of at most so many rows: the layers in the precision of the table
+        and, without gradients, two buffers that they fill in turn. New memory for each result costs a CPU a third of
+        its rate."""
         layers = self._layers()
+        # The last bias is added to the blended colours, which are of float32 at least.
+        layers = [(w.to(table.dtype), b.to(table.dtype)) for w, b in layers[:-1]] + \
+                 [(w.to(table.dtype), b) for w, b in layers[-1:]]
         if torch.is_grad_enabled():
             return Workspace(layers)
         rows = min(rows, _chunk(table))
-        if not layers:
-            return Workspace(layers, rows)
-        *layers, (matrix, bias) = layers
-        layers = [(w.to(table.dtype), b.to(table.dtype)) for w, b in layers] + [(matrix.to(table.dtype), bias)]
-        # In bf16 the ReLU by bits saves more than folding would; a GPU adds the bias in its product.
-        folded = table.device.type == 'cpu' and table.dtype != torch.bfloat16
-        buffers = table.new_empty(2, rows * max(len(b) for _, b in layers))
-        return Workspace(_fold_biases(layers) if folded else layers, rows, folded, buffers)
+        return Workspace(layers, rows, table.new_empty(2, rows * max((len(b) for _, b in layers), default=0)))
 
     def _layers(self):
         """(W, b) of f's layers; none of a decoder that takes the general path."""
@@ -257,7 +252,7 @@ class LIIF(nn.Module):
         columns = bias = None
         if work.layers:
             (first, _), *_, (_, bias) = work.layers
-            columns = first[:, -query.shape[-1]:].t().to(table.dtype)  # (2 or 4, D)
+            columns = first[:, -query.shape[-1]:].t()  # (2 or 4, D)
             if table.dtype != query.dtype:
                 # Half precision would lose digits of the coordinates, so the lost part is added as further inputs.
                 coarse = query.to(table.dtype)
@@ -285,12 +280,9 @@ class LIIF(nn.Module):
         x = _relu(x.addmm_(query, columns))
         for matrix, bias in hidden:
             place, other = other, place
-            out = place(len(bias))  # (M, D)
-            if work.folded:
-                x = torch.mm(x, matrix.t(), out=out).clamp_min_(bias)
-            else:
-                x = _relu(torch.addmm(bias, x, matrix.t(), out=out))
-        return torch.mm(last, x.t()) if work.folded else F.linear(x, last).t()
+            x = _relu(torch.addmm(bias, x, matrix.t(), out=place(len(bias))))  # (M, D)
+        # So narrow a product takes half the time by channels in float32, by rows in bf16.
+        return F.linear(x, last).t() if x.dtype == torch.bfloat16 else torch.mm(last, x.t())
 
 
 def nearest_code(x, n, side=0):
@@ -311,11 +303,11 @@ def nearest_code(x, n, side=0):
 
 class BitReLU(torch.autograd.Function):
     """ReLU in place of bf16 on a CPU, several times faster than torch's own, which makes floats of it and bf16 again.
-    Read as integers, negative numbers are negative and the others stay as they are. (So a NaN with a sign gives 0.)"""
+    Read as integers, the numbers below 0 are -inf (-128) and less, and a NaN, of either sign, is not."""
 
     @staticmethod
     def forward(ctx, x):
-        x.view(torch.int16).clamp_min_(0)
+        torch.threshold_(x.view(torch.int16), -128, 0)
         ctx.mark_dirty(x)
         ctx.save_for_backward(x)
         return x
@@ -329,21 +321,6 @@ class BitReLU(torch.autograd.Function):
 def _relu(x):
     """ReLU in place."""
     return BitReLU.apply(x) if x.dtype == torch.bfloat16 and x.device.type == 'cpu' else x.relu_()
-
-
-def _fold_biases(layers):
-    """f's layers (W, b), to be computed with fewer passes over memory: a hidden layer relu(x W^T + b) becomes
-    max(x W^T, floor), the last one x W^T + bias, of the returned (W, floor or bias); the first one stays.
-
-    relu(y + b) = max(y, -b) + b, and the b added last goes through the next layer's matrix into that layer's bias. It
-    saves a third of what a hidden layer writes, since a CPU copies the bias before it multiplies.
-    """
-    first, (matrix, bias), *rest = layers
-    folded = [first]
-    for following, own in rest:
-        folded.append((matrix, -bias))
-        matrix, bias = following, own + (following * bias).sum(1)
-    return folded + [(matrix, bias)]
 
 
 def _chunk(table):

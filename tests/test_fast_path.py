@@ -156,9 +156,10 @@ def test_blocks_fit_and_fill_their_chunk():
 
 
 def test_relu_by_bits_is_relu():
-    """On every bf16 number, and in its gradient: the same bits, a NaN aside."""
-    numbers = torch.arange(-2 ** 15, 2 ** 15).to(torch.int16).view(torch.bfloat16)
-    numbers = numbers[~numbers.isnan()].view(2, -1).mT  # (N, 2), not contiguous
+    """On every bf16 number, infinities and NaN included: the same bits; and in the gradient, a NaN aside."""
+    every = torch.arange(-2 ** 15, 2 ** 15).to(torch.int16).view(torch.bfloat16)
+    assert torch.equal(BitReLU.apply(every.clone()).isnan(), every.isnan())
+    numbers = every[~every.isnan()].view(2, -1).mT  # (N, 2), not contiguous
     grad = torch.randn(numbers.shape, generator=torch.Generator().manual_seed(0)).bfloat16()
     found = []
     for relu in (BitReLU.apply, torch.relu_):
@@ -170,17 +171,49 @@ def test_relu_by_bits_is_relu():
     assert torch.equal(y, wanted) and torch.equal(g, wanted_g) and not torch.signbit(y).any()
 
 
-@pytest.mark.parametrize('hidden', [(40,), (8, 40, 12)])
-def test_large_biases_fold_exactly(hidden):
-    """Biases of the size of the activations, either sign, in float64: what is left is the rounding of float64."""
-    model = small_model(hidden=hidden).double()
-    random = torch.Generator().manual_seed(3)
-    for layer in model._layers():
-        layer[1].data = torch.randn(layer[1].shape, generator=random, dtype=torch.float64) * 2
-    inp, (coord, cell) = torch.rand(1, 3, 6, 5, dtype=torch.float64), queries(1, 300)
+@pytest.mark.parametrize('offset', [-1e4, -10, 3])
+@pytest.mark.parametrize('precision', [torch.float32, torch.bfloat16])
+def test_biases_far_from_zero(precision, offset):
+    """Units that are never or always on: as exact as the textbook formula."""
+    model = small_model(hidden=(8, 40, 12))
+    for _, bias in model._layers()[:-1]:
+        bias.data += offset
+    inp, (coord, cell) = torch.rand(1, 3, 6, 5), queries(1, 300)
+    with torch.no_grad(), torch.autocast('cpu', precision, enabled=precision != torch.float32):
+        found = model(inp, coord, cell)
     with torch.no_grad():
-        wanted = textbook.query(model, model.encoder(inp), coord.double(), cell.double())
-        assert error(model(inp, coord.double(), cell.double()), wanted) <= 1e-12
+        wanted = textbook.query(model, model.encoder(inp), coord, cell)
+    assert error(found, wanted) <= (1e-5 if precision == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize('precision', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('gradients', [True, False])
+def test_nan_shows(precision, gradients):
+    """Wherever it comes from: a damaged model must not give a picture."""
+    for layer in range(3):
+        model = small_model(hidden=(8, 12))
+        model._layers()[layer][0].data[0, 0] = torch.nan
+        inp, (coord, cell) = torch.rand(1, 3, 6, 5), queries(1, 50)
+        with torch.set_grad_enabled(gradients), torch.autocast('cpu', precision, enabled=precision != torch.float32):
+            assert model(inp, coord, cell).isnan().any(-1).all(), layer
+            inp[..., :3, :] = torch.nan
+            model = small_model(hidden=(8, 12))
+            assert model(inp, coord, cell).isnan().any()
+
+
+def test_codes_of_another_precision_decode():
+    """Encoded under autocast and decoded without, or the reverse."""
+    model, (coord, cell) = small_model(), queries(1, 50)
+    inp = torch.rand(1, 3, 6, 5)
+    with torch.no_grad():
+        wanted = model(inp, coord, cell)
+    for gradients in (True, False):
+        for first in (True, False):
+            with torch.set_grad_enabled(gradients):
+                with torch.autocast('cpu', torch.bfloat16, enabled=first):
+                    codes = model.encode(inp)
+                with torch.autocast('cpu', torch.bfloat16, enabled=not first):
+                    assert error(model.decode(codes, coord, cell), wanted) <= 0.02
 
 
 @pytest.mark.parametrize('switches', [SWITCHES[0], SWITCHES[-1]], ids=str)
