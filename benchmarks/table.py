@@ -111,10 +111,11 @@ def train_table(result):
             slow, fast, ratio = part['textbook']['seconds'], part['fast']['seconds'], part['ratio']
             whole = part.get('ratio_to_textbook_float32', ratio)
         rows.append([name, seconds(slow), seconds(fast), times(ratio), times(whole), times(part['ratio']),
-                     f'{part["gflops"]:.0f}' +
+                     times(part.get('ratio_to_textbook_float32', part['ratio'])),
+                     f'{part["gflops"] * part["fast"]["seconds"] / fast:.0f}' +
                      (f' ({part["share_of_peak"]:.1%} of the peak)' if 'share_of_peak' in part else '')])
     return markdown(['training step', 'textbook', 'here', 'ratio', 'to the float32 textbook', 'ratio in one process',
-                     'GFLOP/s'], rows)
+                     'to the float32 textbook', 'GFLOP/s here'], rows)
 
 
 def data_table(result):
@@ -125,8 +126,9 @@ def data_table(result):
 
 
 def memory_table(result):
+    chosen = result['cases'] + [case for case in result['curve'] if case not in result['cases']]
     rows = [[size_of(case), *(megabytes(case[side]['beyond_output_mb']) for side in ('textbook', 'fast'))]
-            for case in result['cases'] + result['curve']]
+            for case in chosen]
     large = result['large']
     rows.append([f'{size_of(large)}, in tiles, bf16', megabytes(large['textbook_unfolded_features_mb']) + ' and more',
                  megabytes(large['fast']['beyond_output_mb'])])

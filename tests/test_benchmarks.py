@@ -43,10 +43,10 @@ def test_quick_run_writes_results_and_tables(tmp_path):
     assert (tmp_path / 'memory.png').stat().st_size > 1000
 
     page = tmp_path / 'page.md'
-    page.write_text('before\n<!-- benchmarks:start -->\nold\n<!-- benchmarks:end -->\nafter\n')
+    page.write_text('before\n<!-- benchmarks:start -->\noutdated\n<!-- benchmarks:end -->\nafter\n')
     for _ in range(2):  # the second changes nothing
         assert table.insert(str(page), table.report(results))
-        assert 'old' not in page.read_text() and page.read_text().count('before\n') == 1
+        assert 'outdated' not in page.read_text() and page.read_text().count('before\n') == 1
         assert page.read_text().endswith('<!-- benchmarks:end -->\nafter\n')
     del results['memory']
     assert 'memory: not measured' in table.report(results)
