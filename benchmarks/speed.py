@@ -123,7 +123,7 @@ def decode_case(case, rounds, device, quick, peak):
             kept = {side: found(f'{side} {name}', True) for side in ('textbook', 'fast')}
             result[name]['kept'] = {'ratio': ratio(kept['textbook'], kept['fast']),
                                     **{side: median(map(sum, kept[side])) for side in kept}}
-            # Those of encoding, which are few, are counted as if they grew with the output, too.
+            # Those of encoding are scaled with the rows, too, which counts them several times over.
             result[name]['page_faults'] = {side: median(run[f'{side} {name}'][1] * portion for k, run in runs if not k)
                                            for side in ('textbook', 'fast')}
     result['bf16']['ratio_to_textbook_float32'] = ratio(times['textbook float32'], times['fast bf16'])

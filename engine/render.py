@@ -26,9 +26,9 @@ class Renderer:
     """A model with the options of rendering.
 
     precision: 'float32', 'bf16' or 'fp16' (CUDA); tile: side of the tiles in source pixels, chosen from `memory`
-    when None; chunk: queries decoded at a time; memory: bytes to spend on encoding, by default half of what is free
-    on a GPU, else 2 GiB; cell_clip: the largest scale of training, beyond which the cell stays (None: never);
-    self_ensemble: average over the eight flips and transposes.
+    when None; chunk: queries decoded at a time; memory: bytes to spend on encoding a tile, and at most as many again on
+    codes that are kept, by default half of what is free on a GPU, else 2 GiB; cell_clip: the largest scale of
+    training, beyond which the cell stays (None: never); self_ensemble: average over the eight flips and transposes.
     """
 
     def __init__(self, model, data_norm=None, precision='float32', tile=None, chunk=None, memory=None, cell_clip=None,
@@ -235,7 +235,7 @@ def quantize(rgb, dtype):
 
 
 def default_memory(device):
-    """Bytes to spend on codes and encoder activations: half of a GPU's free memory, else 2 GiB."""
+    """Bytes to spend on encoder activations, and as many on kept codes: half of a GPU's free memory, else 2 GiB."""
     if device.type == 'cuda':
         return torch.cuda.mem_get_info(device)[0] // 2
     return 2 << 30

@@ -186,6 +186,19 @@ def test_biases_far_from_zero(precision, offset):
     assert error(found, wanted) <= (1e-5 if precision == torch.float32 else 2e-2)
 
 
+@pytest.mark.parametrize('hidden', [(40,), (8, 40, 12)])
+def test_large_biases(hidden):
+    """Biases of the size of the activations, either sign, in float64: what is left is the rounding of float64."""
+    model = small_model(hidden=hidden).double()
+    random = torch.Generator().manual_seed(3)
+    for layer in model._layers():
+        layer[1].data = torch.randn(layer[1].shape, generator=random, dtype=torch.float64) * 2
+    inp, (coord, cell) = torch.rand(1, 3, 6, 5, dtype=torch.float64), queries(1, 300)
+    with torch.no_grad():
+        wanted = textbook.query(model, model.encoder(inp), coord.double(), cell.double())
+        assert error(model(inp, coord.double(), cell.double()), wanted) <= 1e-12
+
+
 @pytest.mark.parametrize('precision', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('gradients', [True, False])
 def test_nan_shows(precision, gradients):
