@@ -3,9 +3,10 @@ import math
 
 import torch
 
+from engine.muon import Muon
 from utils import UserError
 
-OPTIMIZERS = {'adam': torch.optim.Adam, 'sgd': torch.optim.SGD}
+OPTIMIZERS = {'adam': torch.optim.Adam, 'sgd': torch.optim.SGD, 'muon': Muon}
 
 
 def make_optimizer(parameters, spec):
@@ -37,6 +38,11 @@ def learning_rate(config, epoch, step, steps):
         return base * (done + 1) / warmup
     if name == 'multi-step':
         return base * args.get('gamma', 0.1) ** sum(done >= milestone * steps for milestone in args['milestones'])
+    if name == 'trapezoid':
+        end = (args.get('epochs') or config['epoch_max']) * steps
+        low = args.get('min_lr', 0)
+        left = min(1, max(0, end - done) / (args['decay_epochs'] * steps))
+        return low + (base - low) * left
     if name == 'cosine':
         end = (args.get('epochs') or config['epoch_max']) * steps
         progress = min(1, max(0, done - warmup) / max(1, end - warmup))

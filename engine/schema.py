@@ -250,6 +250,15 @@ ARGUMENTS = {
             'weight_decay': Key(number(0), 0, 'L2 penalty'),
             'amsgrad': Key(FLAG, False, 'keep the largest second moment'),
         },
+        'muon': {
+            'lr': Key(number(0, above=True), REQUIRED, 'learning rate of the hidden weights'),
+            'momentum': Key(number(0, 1, below=True), 0.95, 'of the hidden weights'),
+            'weight_decay': Key(number(0), 0, 'of the hidden weights, times lr'),
+            'adam_lr': Key(number(0), 1e-3, 'learning rate of the rest, by Adam'),
+            'adam_betas': Key(BETAS, [0.9, 0.99], 'of Adam'),
+            'adam_eps': Key(number(0), 1e-8, 'of Adam'),
+            'iterations': Key(integer(1, 100), 5, 'Newton-Schulz iterations'),
+        },
         'sgd': {
             'lr': Key(number(0), REQUIRED, 'learning rate'),
             'momentum': Key(number(0), 0, 'of the running gradient'),
@@ -259,6 +268,12 @@ ARGUMENTS = {
         },
     },
     'lr_scheduler': {
+        'trapezoid': {
+            'epochs': Key(number(0, above=True), None, 'when the rate reaches min_lr; null: epoch_max'),
+            'decay_epochs': Key(number(0, above=True), REQUIRED, 'the rate falls linearly over the last ones'),
+            'min_lr': Key(number(0), 0, 'the rate at the end'),
+            'warmup_epochs': WARM_UP,
+        },
         'multi-step': {
             'milestones': Key(EPOCHS, REQUIRED, 'the rate is multiplied after so many epochs'),
             'gamma': Key(number(0, above=True), 0.1, 'by this'),
