@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from engine import picture as pictures
-from engine import video as videos
+from engine.rendering import picture as pictures
+from engine.rendering import video as videos
 from engine.checkpoint import load_model
-from engine.jobs import find_jobs, is_done, is_still
-from engine.render import Renderer, quantize
+from engine.rendering.jobs import find_jobs, is_done, is_still
+from engine.rendering.renderer import Renderer, quantize
 from engine.runtime import Parser, run_program, select_device
-from engine.sizes import parse, parse_size
-from engine.weights import default_model
+from engine.rendering.sizes import parse, parse_size
+from engine.checkpoint import default_model
 from utils import UserError
 
 

@@ -12,14 +12,14 @@ import sys
 
 from tqdm import tqdm
 
-from engine import report
+from engine.evaluation import report
 from engine.config import load_config
-from engine.device import autocast
-from engine.evaluate import batched_predict, eval_psnr  # noqa: F401 (importable from here)
-from engine.measure import Options, mean_of, measure, open_model, run_suite
-from engine.metrics import make_lpips
+from engine.runtime import autocast
+from engine.evaluation.evaluate import batched_predict, eval_psnr  # noqa: F401 (importable from here)
+from engine.evaluation.measure import Options, mean_of, measure, open_model, run_suite
+from engine.evaluation.metrics import make_lpips
 from engine.runtime import Parser, run_program, select_device
-from engine.suite import locate, open_data, read_suite
+from engine.evaluation.suite import locate, open_data, read_suite
 from utils import UserError
 
 

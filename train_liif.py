@@ -37,10 +37,10 @@ import sys
 from engine import distributed
 from engine.checkpoint import load_checkpoint, parse_checkpoint, read_file
 from engine.config import load_config
-from engine.run_folder import RunFolder, folder_name
+from engine.training.run_folder import RunFolder, folder_name
 from engine.runtime import Parser, parse_gpus, run_program, select_device
-from engine.state import agree
-from engine.train import train
+from engine.training.state import agree
+from engine.training.loop import train
 from utils import UserError
 
 

@@ -124,6 +124,50 @@ def _per_channel(x, spec, channel_dim):
     return [torch.as_tensor(spec[key], dtype=x.dtype, device=x.device).view(shape) for key in ('sub', 'div')]
 
 
+# Resampling. A resampled value is a weighted mean of source pixels around a position u (in pixels, 0 is the centre of
+# the first one). When the image shrinks, the kernel is stretched by the number of source pixels per output pixel, which
+# keeps it free of aliasing.
+
+def cubic(x):
+    """Keys' cubic kernel with a = -1/2, the one of MATLAB and PIL (torch's own has a = -3/4)."""
+    x = x.abs()
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x <= 1, near, torch.where(x <= 2, far, 0))
+
+
+def linear(x):
+    return (1 - x.abs()).clamp_min(0)
+
+
+WIDTH = {cubic: 4, linear: 2}  # where a kernel is not zero, in source pixels
+
+
+def resampling_taps(u, stretch, n, kernel=cubic, border='symmetric'):
+    """The source pixels and weights that make up resampled values along one axis.
+
+    u: (...) positions in source pixels; stretch: source pixels per output pixel, broadcastable with u (1 and below:
+    no stretching); n: source pixels. border: 'symmetric' mirrors the image at its edges (MATLAB), 'clip' leaves out
+    what is beyond them (PIL). Returns index (..., P) int64 in [0, n), weight (..., P) that sums to 1.
+    """
+    stretch = torch.as_tensor(stretch, dtype=u.dtype, device=u.device).clamp_min(1)
+    half = stretch * (WIDTH[kernel] / 2)
+    count = int(torch.ceil(2 * half.max())) + 1
+    first = torch.ceil(u - half)  # (...)
+    index = first[..., None] + torch.arange(count, device=u.device, dtype=u.dtype)  # (..., P)
+    weight = kernel((u[..., None] - index) / stretch[..., None])  # (..., P)
+    index = index.long()
+    if border == 'symmetric':
+        index = index.remainder(2 * n)
+        index = torch.minimum(index, 2 * n - 1 - index)
+    else:
+        weight = torch.where((index >= 0) & (index < n), weight, 0)
+        index = index.clamp(0, n - 1)
+    return index, weight / weight.sum(dim=-1, keepdim=True)
+
+
+# Metrics.
+
 def calc_psnr(sr, hr, dataset=None, scale=1, rgb_range=1):
     """Peak signal-to-noise ratio in dB, by the rules of the paper's tables: a 0-d tensor, inf for equal images.
 

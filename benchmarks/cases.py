@@ -4,15 +4,17 @@ import os
 import sys
 import time
 
+
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
 import models  # noqa: E402
-from engine.device import autocast  # noqa: E402
-from tests import textbook  # noqa: E402
+from engine.runtime import autocast  # noqa: E402
+from models import textbook  # noqa: E402
 from tests.common import fill_model, small_spec  # noqa: E402
 from utils import make_coord  # noqa: E402
+
 
 EDSR_BASELINE_LIIF = {'name': 'liif', 'args': {
     'encoder_spec': {'name': 'edsr-baseline', 'args': {'no_upsampling': True}},
@@ -52,8 +54,10 @@ def textbook_stages(model, inp, size, rows=None):
 
 def step_stages(device, precision, quick=False):
     """A whole training step, as train_liif.py makes it, on a batch like those of the paper."""
-    from engine.state import State  # here, because they take seconds that most of memory.py's processes need not wait
-    from engine.train import train_step
+    from engine.training.loop import train_step
+    from engine.training.state import (
+        State,  # here, because they take seconds that most of memory.py's processes need not wait
+    )
     spec = small_spec() if quick else EDSR_BASELINE_LIIF
     state = State({'model': spec, 'optimizer': {'name': 'adam', 'args': {'lr': 1e-4}}, 'precision': precision,
                    'data_norm': None, 'grad_clip': None, 'ema': None}, device, steps=1)

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 
+
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -24,6 +25,7 @@ from torchvision import transforms  # noqa: E402
 
 import datasets  # noqa: E402
 from utils import to_pixel_samples  # noqa: E402
+
 
 SIZE = 1356, 2040  # (H, W), the commonest of DIV2K
 INP_SIZE, SCALE_MAX, SAMPLE_Q = 48, 4, 2304

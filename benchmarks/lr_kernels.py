@@ -9,6 +9,7 @@ import json
 import os
 import sys
 
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
@@ -18,10 +19,11 @@ from tqdm import tqdm  # noqa: E402
 
 import models  # noqa: E402
 from datasets.images import read_image  # noqa: E402
-from engine.imresize import KERNELS, imresize, list_images, lr_size  # noqa: E402
-from engine.render import Renderer  # noqa: E402
+from datasets.imresize import KERNELS, imresize, list_images, lr_size  # noqa: E402
+from engine.rendering.renderer import Renderer  # noqa: E402
 from engine.runtime import Parser, run_program  # noqa: E402
 from utils import UserError, atomic_write, calc_psnr  # noqa: E402
+
 
 SETS, SCALES = ('Set5', 'Set14', 'B100', 'Urban100'), (2, 3, 4)
 RESULTS = os.path.join(ROOT, 'benchmarks', 'results', 'lr_kernels.json')

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 
+
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 import torch  # noqa: E402
 
 from benchmarks import cases  # noqa: E402
-from engine.device import autocast, keep_freed_memory  # noqa: E402
-from engine.render import Renderer  # noqa: E402
+from engine.rendering.renderer import Renderer  # noqa: E402
+from engine.runtime import autocast, keep_freed_memory  # noqa: E402
+
 
 MB = 1 << 20
 CURVE = (48, 48), (4, 8, 16, 30)

@@ -4,8 +4,9 @@ import torch
 from PIL import Image
 
 from benchmarks import cases
-from engine.render import Renderer
+from engine.rendering.renderer import Renderer
 from utils import calc_psnr
+
 
 PHOTOGRAPHS = 'astronaut', 'chelsea', 'coffee'  # freely usable, part of scikit-image
 SCALES = 2, 3, 4

@@ -16,11 +16,12 @@ import re
 import sys
 import time
 
+
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-import engine  # noqa: E402, F401 (before torch: how its threads wait)
 import numpy  # noqa: E402
 import torch  # noqa: E402
 
+import engine  # noqa: E402, F401 (before torch: how its threads wait)
 from benchmarks import data, memory, precision, speed, table  # noqa: E402
 from engine.runtime import Parser, run_program  # noqa: E402
 from utils import UserError, atomic_write  # noqa: E402

@@ -15,11 +15,13 @@ import time
 import torch
 import torch.distributed as dist
 
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[0] = ROOT
 from benchmarks import run, table  # noqa: E402
 from engine.runtime import Parser, run_program  # noqa: E402
 from utils import UserError, atomic_write  # noqa: E402
+
 
 PARAMETERS = 1_567_299  # of EDSR-baseline-LIIF that are trained: all but the 24 of the fixed mean shifts
 MARKERS = '<!-- scaling:start -->', '<!-- scaling:end -->'

@@ -9,8 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import cases, memory
-from engine.device import DTYPES, keep_freed_memory
+from engine.runtime import DTYPES, keep_freed_memory
 from models.liif import _chunk as rows_of_chunk
+
 
 ROUNDS = {'cpu': 3, 'cuda': 11}
 PROCESSES = 3  # in turn for each side of a CPU's decode, since one may be lucky with its memory throughout

@@ -8,9 +8,11 @@ import json
 import os
 import sys
 
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[0] = ROOT
 from utils import atomic_write  # noqa: E402
+
 
 RESULTS = os.path.join(ROOT, 'benchmarks', 'results')
 MARKERS = '<!-- benchmarks:start -->', '<!-- benchmarks:end -->'

@@ -2,6 +2,7 @@
 import numpy as np
 
 from utils import UserError
+
 from .images import BadImage, in_threads
 
 

@@ -7,6 +7,7 @@ A wrapper takes an image set as `dataset` and turns its images into `inp`, `coor
 """
 from utils import Registry
 
+
 registry = Registry('dataset')
 register = registry.register
 

@@ -9,8 +9,10 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from utils import UserError
+
 from .datasets import register
 from .images import FORMATS, MAX_PIXELS, BadImage, image_size, in_threads, read_image
+
 
 SUFFIX = re.compile(r'([-_]?(x\d+(\.\d+)?|lr\d*|hr|srf[-_]?\d+))+$', re.IGNORECASE)  # 0801x2, img_001_SRF_2_LR
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from utils import UserError
 
+
 try:
     from torchvision.io import ImageReadMode, decode_image
 except ImportError:

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from utils import UserError
+
 from .images import BadImage, cores
 
 

@@ -21,7 +21,9 @@ import numpy as np
 from tqdm import tqdm
 
 from utils import UserError, atomic_write
+
 from .images import BadImage, in_threads, read_image
+
 
 MAGIC = b'LIIFPAK1'
 TRAILER = struct.Struct('<8sQQI')

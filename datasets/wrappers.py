@@ -19,9 +19,11 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from utils import UserError, axis_coord, make_coord
+
 from .datasets import register
 from .image_folder import check_int
 from .images import BadImage
+
 
 SMALL_IMAGES = ('stop', 'fit')
 

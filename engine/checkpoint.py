@@ -8,9 +8,10 @@ and beside them, absent in files of the published code,
     data_norm  {inp, gt: {sub, div}}, what the model expects; absent: 0.5 and 0.5
     ema        {parameter name: averaged weight}
     config     the config of the run
-    train      where in the run this is (engine/state.py)
+    train      where in the run this is (engine/training/state.py)
 """
 import contextlib
+import glob
 import hashlib
 import io
 import os
@@ -21,13 +22,16 @@ import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import models
+from engine import ROOT
 from utils import UserError, atomic_write
+
 
 HALF = {'sub': [0.5], 'div': [0.5]}
 PUBLISHED_NORM = {'inp': HALF, 'gt': HALF}
 LEGACY_MAGIC = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # how torch.save began files before torch 1.6
 LAST, PREVIOUS = 'epoch-last.pth', 'epoch-last.prev.pth'
 SUMS = 'SHA256SUMS'
+WEIGHTS = os.path.join(ROOT, 'weights')  # the trained weights that come with the project, weights/<name>/model.pth
 
 
 # Writing.
@@ -248,3 +252,19 @@ def find_resume(folder, say=print):
     if problems:
         raise UserError(f'no checkpoint in {folder} is usable ({problems[0]}); start again with --overwrite')
     return None
+
+
+# Which to use when none is named.
+
+def default_model(folder=WEIGHTS):
+    """The checkpoint to use when none is named: that of the name in weights/default.txt, else the newest one. Raises
+    UserError when there is none."""
+    try:
+        with open(os.path.join(folder, 'default.txt')) as f:
+            found = [os.path.join(folder, f.read().strip(), 'model.pth')]
+    except FileNotFoundError:
+        found = sorted(glob.glob(os.path.join(folder, '*', 'model.pth')), key=os.path.getmtime)
+    if not found or not os.path.isfile(found[-1]):
+        raise UserError('no weights come with this copy of the project: name a checkpoint, --model save/.../'
+                        'epoch-last.pth (bash scripts/quickstart.sh trains a small one in minutes)')
+    return found[-1]

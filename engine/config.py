@@ -16,6 +16,7 @@ import models
 from engine.schema import ARGS, ARGUMENTS, HANDED, KINDS, REQUIRED, TEXT, Key, Spec, Want, wanted_text
 from utils import UserError
 
+
 REGISTRIES = {'dataset': datasets.registry, 'wrapper': datasets.registry, 'model': models.registry,
               'encoder': models.registry, 'decoder': models.registry}
 SEE = 'correct it (docs/configs.md explains every key)'

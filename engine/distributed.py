@@ -17,6 +17,7 @@ import torch.distributed as dist
 from datasets.images import cores
 from utils import UserError
 
+
 TIMEOUT = datetime.timedelta(minutes=30)
 GRACE = 20  # seconds that processes get to finish their step after a signal, or after one of them died
 

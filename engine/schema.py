@@ -10,6 +10,7 @@ from typing import Any, Callable, NamedTuple
 
 from datasets.images import MAX_PIXELS
 
+
 # What a value may be.
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from utils import UserError
 
+
 # Mean RGB of the DIV2K training images, by which the original EDSR shifts its input.
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 

@@ -27,8 +27,10 @@ from torch import nn
 
 import models
 from utils import UserError, axis_coord
+
 from .mlp import MLP
 from .models import register
+
 
 SHIFT = 1e-6  # breaks the ties of queries half-way between two codes, and keeps clamped coordinates inside
 CPU_CHUNK, GPU_CHUNK = 8 << 20, 256 << 20  # bytes of one layer computed together: what a CPU caches, or fills a GPU

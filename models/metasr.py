@@ -6,7 +6,9 @@ from torch import nn
 
 import models
 from utils import make_coord
+
 from .models import register
+
 
 EDGE = 1e-6  # moves ties to the code on the lower right and keeps clamped coordinates inside the image
 

@@ -3,6 +3,7 @@ import torch
 
 from utils import Registry, UserError
 
+
 registry = Registry('model')
 register = registry.register
 

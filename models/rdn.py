@@ -3,8 +3,10 @@ import torch
 from torch import nn
 
 from utils import UserError
+
 from .blocks import conv
 from .models import register
+
 
 CONFIGS = {'A': (20, 6, 32), 'B': (16, 8, 64)}  # blocks D, convolutions a block C, growth G
 

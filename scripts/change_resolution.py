@@ -11,10 +11,10 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import numpy as np  # noqa: E402 (the path comes first)
 import torch  # noqa: E402
 
-from engine.api import to_tensor  # noqa: E402
-from engine.figures import (GROUND, View, add_model_arguments, as_image, blank, check_size, ease,  # noqa: E402
+from engine.rendering.api import to_tensor  # noqa: E402
+from engine.rendering.figures import (GROUND, View, add_model_arguments, as_image, blank, check_size, ease,  # noqa: E402
                             positive, renderer_of, save_animation, tag)
-from engine.imresize import imresize  # noqa: E402
+from datasets.imresize import imresize  # noqa: E402
 from engine.runtime import Parser, run_program  # noqa: E402
 from utils import UserError  # noqa: E402
 

@@ -15,13 +15,13 @@ import torch  # noqa: E402 (the path comes first)
 import torch.nn.functional as F  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
 
-from engine.api import to_numpy, to_tensor  # noqa: E402
-from engine.figures import (ACCENT, GROUND, INK, PAPER, SOFT, add_model_arguments, as_image, baseline,  # noqa: E402
+from engine.rendering.api import to_numpy, to_tensor  # noqa: E402
+from engine.rendering.figures import (ACCENT, GROUND, INK, PAPER, SOFT, add_model_arguments, as_image, baseline,  # noqa: E402
                             blank, check_size, font, positive, renderer_of, save_image)
-from engine.imresize import imresize, lr_size  # noqa: E402
-from engine.render import quantize  # noqa: E402
+from datasets.imresize import imresize, lr_size  # noqa: E402
+from engine.rendering.renderer import quantize  # noqa: E402
 from engine.runtime import Parser, run_program  # noqa: E402
-from engine.sizes import parse  # noqa: E402
+from engine.rendering.sizes import parse  # noqa: E402
 from utils import UserError, calc_psnr  # noqa: E402
 
 METHODS = ('nearest', 'bilinear', 'bicubic')

@@ -18,7 +18,7 @@ import torch  # noqa: E402 (the path comes first)
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
-from engine.api import load_renderer  # noqa: E402
+from engine.rendering.api import load_renderer  # noqa: E402
 from engine.runtime import Parser, run_program  # noqa: E402
 from models.liif import LIIF, SHIFT, Workspace, _opposite_areas  # noqa: E402
 from utils import UserError, atomic_write, denormalize, make_coord, normalize  # noqa: E402

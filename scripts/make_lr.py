@@ -12,7 +12,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from engine.imresize import KERNELS, make_lr_folder, parse_scale  # noqa: E402 (the path comes first)
+from datasets.imresize import KERNELS, make_lr_folder, parse_scale  # noqa: E402 (the path comes first)
 from engine.runtime import Parser, run_program  # noqa: E402
 from utils import UserError  # noqa: E402
 

@@ -16,10 +16,10 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from engine import report  # noqa: E402 (the path comes first)
-from engine.run_folder import LOG  # noqa: E402
+from engine.evaluation import report  # noqa: E402 (the path comes first)
+from engine.training.run_folder import LOG  # noqa: E402
 from engine.runtime import Parser, run_program  # noqa: E402
-from engine.suite import case_factor  # noqa: E402
+from engine.evaluation.suite import case_factor  # noqa: E402
 from utils import UserError, atomic_write  # noqa: E402
 
 EPOCH = re.compile(r'epoch (\d+)/\d+: rate (\S+), loss (\S+?),(?: val psnr (\S+))?')

@@ -26,8 +26,8 @@ from PIL import Image  # noqa: E402 (the path comes first)
 from tqdm import tqdm  # noqa: E402
 
 from datasets.images import FORMATS, cores  # noqa: E402
-from engine.fetch import download, read_members  # noqa: E402
-from engine.imresize import in_processes, make_lr_folder  # noqa: E402
+from datasets.fetch import download, read_members  # noqa: E402
+from datasets.imresize import in_processes, make_lr_folder  # noqa: E402
 from engine.runtime import Parser, run_program  # noqa: E402
 from utils import UserError, atomic_write  # noqa: E402
 

@@ -13,8 +13,8 @@ import datasets  # noqa: E402
 import models  # noqa: E402
 from datasets.loader import make_loader  # noqa: E402
 from engine.checkpoint import load_model  # noqa: E402
-from engine.evaluate import eval_psnr  # noqa: E402
-from engine.render import Renderer  # noqa: E402
+from engine.evaluation.evaluate import eval_psnr  # noqa: E402
+from engine.rendering.renderer import Renderer  # noqa: E402
 from engine.runtime import Parser, run_program, select_device  # noqa: E402
 from utils import atomic_write  # noqa: E402
 

@@ -17,7 +17,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from engine.checkpoint import LAST, SUMS, load_checkpoint, save_checkpoint  # noqa: E402 (the path comes first)
-from engine.run_folder import CONFIG, LOG  # noqa: E402
+from engine.training.run_folder import CONFIG, LOG  # noqa: E402
 from engine.runtime import Parser, run_program  # noqa: E402
 from scripts.plot import training_figure  # noqa: E402
 from utils import UserError, atomic_write  # noqa: E402

@@ -14,7 +14,7 @@ from PIL import Image  # noqa: E402 (the path comes first)
 from tqdm import tqdm  # noqa: E402
 
 from datasets.images import BadImage, cores, read_image  # noqa: E402
-from engine.imresize import in_processes, list_images  # noqa: E402
+from datasets.imresize import in_processes, list_images  # noqa: E402
 from engine.runtime import Parser, run_program  # noqa: E402
 from utils import UserError, atomic_write  # noqa: E402
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set up .venv and run the tests. Arguments go to pytest:
 #   bash scripts/run_tests.sh
-#   bash scripts/run_tests.sh tests/test_models.py -k golden -x
+#   bash scripts/run_tests.sh tests/models/test_models.py -k golden -x
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

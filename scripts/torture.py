@@ -2,7 +2,7 @@
 
     python scripts/torture.py --minutes 60
 
-The cases are those of tests/test_resume.py and tests/test_checkpoint.py with other seeds (see docs/reliability.md).
+The cases are those of tests/training/test_resume.py and tests/engine/test_checkpoint.py with other seeds (see docs/reliability.md).
 A case that breaks a promise is printed with its seed, its folder is kept, and the exit code is 1.
 """
 import os

@@ -12,11 +12,11 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import numpy as np  # noqa: E402 (the path comes first)
 
-from engine.api import to_numpy, to_tensor  # noqa: E402
-from engine.figures import (View, add_model_arguments, as_image, baseline, check_size, ease, positive,  # noqa: E402
+from engine.rendering.api import to_numpy, to_tensor  # noqa: E402
+from engine.rendering.figures import (View, add_model_arguments, as_image, baseline, check_size, ease, positive,  # noqa: E402
                             renderer_of, save_animation, tag)
 from engine.runtime import Parser, run_program  # noqa: E402
-from engine.sizes import parse  # noqa: E402
+from engine.rendering.sizes import parse  # noqa: E402
 from utils import UserError  # noqa: E402
 
 

@@ -9,7 +9,9 @@ import torch
 
 import models
 
-GOLDEN = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'golden')
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the folder of the project
+GOLDEN = os.path.join(ROOT, 'tests', 'golden')
 
 
 def golden(name):

@@ -3,6 +3,7 @@ with packages that may be installed."""
 import os
 import sys
 
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:] = [ROOT] + [p for p in sys.path if os.path.abspath(p or '.') != ROOT]
 for name in ('test', 'datasets'):

@@ -1,4 +1,4 @@
-"""Runs that are killed, starved of disk, handed damaged files or wrong configs: what tests/test_resume.py does a few of
+"""Runs that are killed, starved of disk, handed damaged files or wrong configs: what tests/training/test_resume.py does a few of
 and scripts/torture.py thousands. Every case is a function of its seed; an AssertionError is a broken promise.
 
 Runs are real processes, forked from a server that has torch loaded, so one costs a fraction of a second.
@@ -19,10 +19,11 @@ import yaml
 from PIL import Image
 
 import train_liif
-from engine import run_folder, train
 from engine.checkpoint import build_model, load_checkpoint, parse_checkpoint
 from engine.runtime import run_program
+from engine.training import loop, run_folder
 from utils import UserError
+
 
 EVENTS = ('step', 'fsync', 'replace', 'validate', 'log')
 POLITE = (signal.SIGTERM, signal.SIGINT)
@@ -148,19 +149,19 @@ def watch(kill, record):
             return function(*args, **kwargs)
         return wrapped
 
-    def seed_globals(*key, function=train.seed_globals):
+    def seed_globals(*key, function=loop.seed_globals):
         position[0] = key[1:3]
         return function(*key)
 
-    def train_step(net, state, batch, rate, share, function=train.train_step):
+    def train_step(net, state, batch, rate, share, function=loop.train_step):
         loss, norm = function(net, state, batch, rate, share)
         with open(record, 'a') as f:
             f.write(f'{position[0][0]} {position[0][1]} {loss.item().hex()} {float(rate).hex()}\n')
         return loss, norm
 
-    train.seed_globals, train.train_step = seed_globals, counted('step', train_step)
+    loop.seed_globals, loop.train_step = seed_globals, counted('step', train_step)
     os.fsync, os.replace = counted('fsync', os.fsync), counted('replace', os.replace)
-    train.validate = counted('validate', train.validate)
+    loop.validate = counted('validate', loop.validate)
     run_folder.RunFolder.log = counted('log', run_folder.RunFolder.log)
 
 

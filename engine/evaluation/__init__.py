@@ -1,0 +1,1 @@
+"""Measuring: PSNR and SSIM over data sets, suites, tables."""

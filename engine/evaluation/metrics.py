@@ -1,0 +1,100 @@
+"""Image quality beside PSNR (`utils.calc_psnr`): SSIM, and LPIPS through its own library.
+
+Each is computed on the pixels PSNR is computed on: predictions clamped to [0, 1] and not rounded, `dataset` and
+`scale` choosing colour space and border as in `calc_psnr`.
+"""
+import os
+import warnings
+
+import torch
+import torch.nn.functional as F
+
+from utils import UserError
+
+
+LUMA = (65.738, 129.057, 25.064)  # weights over 256, as in calc_psnr
+
+
+def shaved(img, dataset=None, scale=1):
+    """What counts of an image (B, C, H, W): all of it (None), or without `scale` ('benchmark') or `scale` + 6
+    ('div2k') pixels on each side. Raises UserError when an 11x11 window does not fit into what is left."""
+    widths = {None: 0, 'benchmark': scale, 'div2k': scale + 6}
+    if dataset not in widths:
+        raise UserError(f"metrics are defined for dataset None, 'benchmark' or 'div2k', found {dataset!r}")
+    n, (h, w) = widths[dataset], img.shape[-2:]
+    if min(h, w) - 2 * n < 11:
+        raise UserError(f'less than 11x11 pixels are left of an image of {w}x{h} after {n} are shaved from each '
+                        f'side: use a larger image or a smaller scale')
+    return img[..., n:h - n, n:w - n]
+
+
+def luma(img):
+    """BT.601 luma of RGB (B, 3, H, W) in [0, 1], in its range [16/255, 235/255]; one channel stays as it is."""
+    if img.shape[1] == 1:
+        return img
+    return (img * img.new_tensor(LUMA).view(1, 3, 1, 1) / 256).sum(dim=1, keepdim=True) + 16 / 255  # (B, 1, H, W)
+
+
+def calc_ssim(sr, hr, dataset=None, scale=1):
+    """Structural similarity (Wang et al., 2004): a 0-d tensor, 1 for equal images, the mean over a batch.
+
+    sr, hr: (B, C, H, W) in [0, 1]; dataset, scale: as in `shaved`, and 'benchmark' compares luma. Windows are 11x11
+    Gaussians of sigma 1.5, only those wholly inside the image count, variances are the weighted ones (not corrected
+    for bias), K1 = 0.01, K2 = 0.03, the range is 1, and channels are averaged. Equal to scikit-image's
+    `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1)`. float32 is
+    good to 1e-5.
+    """
+    if sr.shape != hr.shape:
+        raise UserError(f'SSIM compares images of one size, found {tuple(sr.shape)} and {tuple(hr.shape)}')
+    x, y = shaved(sr, dataset, scale), shaved(hr, dataset, scale)
+    if dataset == 'benchmark':
+        x, y = luma(x), luma(y)
+    mx, my = _window_mean(x), _window_mean(y)
+    # Moments about the image's mean: squares of large numbers would cancel in float32.
+    middle = y.mean(dim=(-2, -1), keepdim=True)
+    x, y, cx, cy = x - middle, y - middle, mx - middle, my - middle
+    vx = _window_mean(x * x) - cx * cx
+    vy = _window_mean(y * y) - cy * cy
+    vxy = _window_mean(x * y) - cx * cy
+    c1, c2 = 0.01 ** 2, 0.03 ** 2
+    ssim = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))  # (B, C, H', W')
+    return ssim.mean()
+
+
+def _window_mean(x, radius=5, sigma=1.5):
+    t = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
+    g = torch.exp(-t * t / (2 * sigma * sigma))
+    g = g / g.sum()
+    b, c, h, w = x.shape
+    x = F.conv2d(x.reshape(b * c, 1, h, w), g.view(1, 1, -1, 1))
+    x = F.conv2d(x, g.view(1, 1, 1, -1))
+    return x.view(b, c, h - 2 * radius, w - 2 * radius)
+
+
+def make_lpips(device='cpu', net='alex'):
+    """LPIPS (Zhang et al., 2018) as a function (sr, hr, dataset=None, scale=1) -> 0-d tensor, smaller is closer.
+
+    Images (B, 3, H, W) in [0, 1], RGB whatever the data set, shaved as for PSNR. Needs `pip install lpips` and the
+    weights of its backbone where torchvision keeps them: nothing is downloaded here. Raises UserError without.
+    """
+    try:
+        import lpips
+    except ImportError:
+        raise UserError('LPIPS needs the package lpips: pip install lpips') from None
+    from torchvision import models as backbones
+    if net not in ('alex', 'vgg'):
+        raise UserError(f"LPIPS is computed with net 'alex' or 'vgg', found {net!r}")
+    weights = backbones.AlexNet_Weights if net == 'alex' else backbones.VGG16_Weights
+    url = weights.IMAGENET1K_V1.url
+    path = os.path.join(torch.hub.get_dir(), 'checkpoints', os.path.basename(url))
+    if not os.path.exists(path):
+        raise UserError(f'LPIPS needs the weights of its backbone: download {url} to {path}')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # it calls torchvision in an older way
+        network = lpips.LPIPS(net=net, verbose=False).to(device).eval()
+
+    @torch.no_grad()
+    def calc_lpips(sr, hr, dataset=None, scale=1):
+        return network(*(shaved(x.to(device), dataset, scale) * 2 - 1 for x in (sr, hr))).mean()
+
+    return calc_lpips

@@ -1,0 +1,180 @@
+"""What a suite measures: configs/suites/*.yaml, or a file like these, as cases, each a complete test config."""
+import os
+import re
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+import datasets
+from datasets.imresize import imresize, lr_size, parse_scale, scale_name, shave_width
+from datasets.wrappers import Wrapper
+from engine import ROOT
+from engine.checkpoint import PUBLISHED_NORM
+from engine.config import load_config, read_yaml
+from utils import UserError
+
+
+SUITES = os.path.join(ROOT, 'configs', 'suites')
+FROM_HR = 'from-hr'
+METRICS = ('benchmark', 'div2k', 'rgb')
+
+
+class Case(NamedTuple):
+    """A data set at a scale. scale: its name, such as '2', '2x3.5' or '64-128'; config: as `load_config` gives it;
+    dataset: the spec of its images, as the config has it or moved by --data; missing: what of it is not there."""
+    data: str
+    scale: str
+    config: dict
+    dataset: dict
+    missing: Optional[str] = None
+
+    @property
+    def name(self):
+        return f'{self.data} {scale_label(self.scale)}'
+
+    @property
+    def factor(self):
+        """(vertical, horizontal) enlargement."""
+        return case_factor(self.scale)
+
+
+def case_factor(scale):
+    """'2.5' -> (2.5, 2.5), '64-128' -> (2.0, 2.0)."""
+    small, _, large = scale.partition('-')
+    return (int(large) / int(small),) * 2 if large else parse_scale(scale)
+
+
+def scale_label(scale):
+    """'2' -> 'x2', '64-128' -> '64 -> 128'."""
+    return scale.replace('-', ' -> ') if '-' in scale else f'x{scale}'
+
+
+def canonical_scale(text):
+    """'2.0' -> '2', '2,3.5' -> '2x3.5' (vertical, horizontal); '64-128' stays. UserError for what is no scale."""
+    text = str(text).strip()
+    if re.fullmatch(r'[1-9]\d{0,4}-[1-9]\d{0,4}', text):
+        return text
+    return scale_name(parse_scale(text.lower().lstrip('x').replace(',', 'x')))
+
+
+def suite_names():
+    return sorted(name[:-5] for name in os.listdir(SUITES) if name.endswith('.yaml'))
+
+
+def read_suite(name, scales=None, data_root=None):
+    """The cases of a suite, a name in configs/suites or the path of a YAML file.
+
+    scales: only these, also ones the suite does not list, whose low-resolution images are made from HR by the rule of
+    docs/lr-kernels.md; data_root: where the folders below ./load are instead. Raises UserError for mistakes in it.
+    """
+    path, where = os.path.join(SUITES, f'{name}.yaml'), f'suite {name}'
+    if name not in suite_names():
+        path = where = name
+        if not name.endswith(('.yaml', '.yml')):
+            raise UserError(f'suite {name!r} is not known; known: {", ".join(suite_names())}, or the path of a .yaml '
+                            f'file (docs/evaluation.md)')
+    suite = read_yaml(path)
+    if set(suite) not in ({'tests'}, {'suites'}) or not isinstance(next(iter(suite.values())), list) \
+            or not all(suite.values()):
+        raise UserError(f'{where}: found the keys {", ".join(suite) or "none"}, wanted either tests: [...] or suites: '
+                        f'[...]; configs/suites has examples')
+    wanted = None if scales is None else [canonical_scale(scale) for scale in scales]
+    tests = suite.get('tests')
+    if tests is None:
+        tests = [test for part in suite['suites'] for test in read_yaml(os.path.join(SUITES, f'{part}.yaml'))['tests']]
+    cases = [case for i, test in enumerate(tests) for case in read_test(test, f'{where}: tests.{i}', wanted, data_root)]
+    unknown = set(wanted or ()) - {case.scale for case in cases}
+    if unknown:
+        listed = ', '.join(dict.fromkeys(str(scale) for test in tests for scale in test['scales']))
+        raise UserError(f'{where}: none of its tests has scale {", ".join(sorted(unknown))}: give some of {listed}, '
+                        f'or, for sets of images, any such as 2.7 or 2x3.5')
+    return cases
+
+
+def read_test(test, where, wanted, data_root):
+    """The cases of one entry of a suite."""
+    split = {'split_file', 'split_key'}
+    keys = ({'data', 'scales', 'config'}, {'data', 'scales', 'hr', 'metric'}, {'data', 'scales', 'hr', 'metric', *split})
+    if not isinstance(test, dict) or set(test) not in keys or not isinstance(test['scales'], list) \
+            or not test['scales'] or not all(isinstance(test[k], str) for k in test if k != 'scales') \
+            or test.get('metric', 'rgb') not in METRICS:
+        raise UserError(f'{where}: found {str(test)[:80]}, wanted data, scales: [...], and either config: a path with '
+                        f'{{scale}}, or hr: a folder and metric: {", ".join(METRICS)}, of which split_file and split_key '
+                        f'may name a part')
+    listed = [canonical_scale(scale) for scale in test['scales']]
+    tasks = any('-' in scale for scale in listed)
+    for scale in listed if wanted is None else wanted:
+        if tasks and scale not in listed or not tasks and '-' in scale:
+            continue
+        if 'config' in test:
+            file = _config_file(test['config'], scale)
+            if scale in listed or os.path.exists(file):
+                config = load_config(file, kind='test', check_paths=False)
+            else:
+                first = load_config(_config_file(test['config'], listed[0]), kind='test', check_paths=False)
+                args = first['test_dataset']['dataset']['args']
+                metric = (first['eval_type'] or 'rgb').split('-')[0]
+                config = hr_config(args.get('root_path_2', args.get('root_path')), scale, metric, first['data_norm'])
+        else:
+            config = hr_config(test['hr'], scale, test['metric'], PUBLISHED_NORM)
+            if 'split_file' in test:
+                config['test_dataset']['dataset']['args'].update(split_file=_in_root(test['split_file']),
+                                                                 split_key=test['split_key'])
+        dataset, missing = locate(config['test_dataset']['dataset'], data_root)
+        yield Case(test['data'], scale, config, dataset, missing)
+
+
+def _config_file(pattern, scale):
+    return _in_root(pattern.replace('{scale}', scale))
+
+
+def _in_root(path):
+    return path if os.path.exists(path) else os.path.join(ROOT, path)
+
+
+def hr_config(folder, scale, metric, data_norm):
+    """The test config of HR images at any scale."""
+    eval_type = None if metric == 'rgb' else f'{metric}-{shave_width(parse_scale(scale))}'
+    return {'test_dataset': {'dataset': {'name': 'image-folder', 'args': {'root_path': folder}},
+                             'wrapper': {'name': FROM_HR, 'args': {'scale': scale}}, 'batch_size': 1},
+            'data_norm': data_norm, 'eval_type': eval_type, 'eval_bsize': 30000, 'precision': 'float32', 'seed': 0}
+
+
+def locate(dataset, data_root=None):
+    """A dataset's spec with what lies below ./load moved to `data_root`; and the first of its paths that is not there,
+    or None."""
+    args, missing = dict(dataset['args']), None
+    for key, value in args.items():
+        if key in ('root_path', 'root_path_1', 'root_path_2', 'split_file') and isinstance(value, str):
+            inside = os.path.relpath(value, 'load')
+            if data_root is not None and not os.path.isabs(value) and not inside.startswith('..'):
+                args[key] = value = os.path.join(data_root, inside)
+            there = os.path.isfile(value) if key == 'split_file' else os.path.isdir(value)
+            missing = missing or (None if there else value)
+    return {**dataset, 'args': args}, missing
+
+
+class FromHR(Wrapper):
+    """(LR, HR) samples at any scale by the rule of docs/lr-kernels.md; `dataset`: HR images."""
+
+    def __init__(self, dataset, scale):
+        super().__init__(dataset, augment=False, sample_q=None)
+        self.scale = parse_scale(scale)
+
+    def sample(self, index, rng):
+        hr = self.dataset.image(index)
+        try:
+            small, (rows, columns) = lr_size(hr.shape[:2], self.scale)
+        except UserError as error:
+            raise UserError(f'{self.path(index)}: {error}') from None
+        hr = np.ascontiguousarray(hr[:rows, :columns])
+        return self._item(imresize(hr, small), hr, (False,) * 3, rng)
+
+
+def open_data(config, dataset=None):
+    """The samples of a test config; dataset: another spec for its images."""
+    spec = config['test_dataset']
+    images = datasets.make(dataset or spec['dataset'])
+    if spec['wrapper']['name'] == FROM_HR:
+        return FromHR(images, **spec['wrapper']['args'])
+    return datasets.make(spec['wrapper'], args={'dataset': images})

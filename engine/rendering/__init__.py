@@ -1,0 +1,1 @@
+"""From a model to images of any size: renderer, image and video files, the Python API."""

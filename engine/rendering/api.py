@@ -1,0 +1,69 @@
+"""LIIF from Python, in three lines (docs/api.md):
+
+    renderer = load_renderer('model.pth')
+    scene = renderer.encode(to_tensor('photo.png'))
+    out = scene.render((1080, 1920))
+"""
+import os
+import sys
+
+import numpy as np
+import torch
+from PIL import Image
+
+from engine.checkpoint import default_model, load_model
+from engine.rendering.picture import read_picture
+from engine.rendering.renderer import Renderer
+from engine.runtime import select_device
+from utils import UserError
+
+
+def load_renderer(model=None, gpu=None, ema=False, **options):
+    """A Renderer (engine/rendering/renderer.py) for a checkpoint.
+
+    model: the path of a checkpoint, None for the weights that come with the project; gpu: the number of a GPU, 'cpu',
+    or None for what there is; ema: its averaged weights; options: those of Renderer, such as precision='bf16'.
+    Raises UserError for a file that is no checkpoint, or one whose model cannot be asked for any size.
+    """
+    if model is None:
+        model = default_model()
+        print(f'using {os.path.relpath(model)}, which comes with the project', file=sys.stderr)
+    net, data_norm = load_model(model, select_device(None if gpu is None else str(gpu)), ema=ema)
+    if not hasattr(net, 'query_rgb') or getattr(net, 'imnet', net) is None:
+        raise UserError(f'{model}: its model, {type(net).__name__}, has no decoder that could be asked for any size; '
+                        f'wanted one such as liif (with an imnet_spec) or metasr')
+    return Renderer(net, data_norm, **options)
+
+
+def to_tensor(image):
+    """Anything that holds a picture as RGB float32 (3, h, w) in [0, 1], which is what `Renderer.encode` takes.
+
+    image: the path of a file; a PIL image; a numpy array (h, w, 3), (h, w, 1) or (h, w); a tensor (3, h, w) or
+    (1, h, w). uint8 and uint16 are divided by 255 and 65535, floats are in [0, 1] already. Raises UserError.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return read_picture(os.fspath(image)).for_network()
+    if isinstance(image, Image.Image):
+        image = np.asarray(image.convert('RGB'))
+    if isinstance(image, np.ndarray):
+        found = f'an array of shape {image.shape}'
+        image = torch.from_numpy(np.array(image[..., None] if image.ndim == 2 else image, order='C'))
+        image = image.permute(2, 0, 1) if image.dim() == 3 else image
+    elif torch.is_tensor(image):
+        found = f'a tensor of shape {tuple(image.shape)}'
+    else:
+        raise UserError(f'a picture is a path, a PIL image, an array or a tensor, found {type(image).__name__}')
+    if image.dim() != 3 or image.shape[0] not in (1, 3):
+        raise UserError(f'{found} is no picture: wanted an array (h, w, 3), or a tensor (3, h, w)')
+    if not image.is_floating_point():
+        if image.dtype not in (torch.uint8, torch.uint16):
+            raise UserError(f'{found} holds {image.dtype}: wanted uint8, uint16, or floats in [0, 1]')
+        image = image.to(torch.float32) / torch.iinfo(image.dtype).max
+    if 0 in image.shape or not (0 <= image.min() and image.max() <= 1):  # also refuses NaN
+        raise UserError(f'{found} holds nothing, or values outside of [0, 1]: give floats in [0, 1], or uint8')
+    return image.to(torch.float32).expand(3, -1, -1)
+
+
+def to_numpy(image):
+    """What `Scene.render` returns, (3, H, W), as a numpy array (H, W, 3) of the same type."""
+    return np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())

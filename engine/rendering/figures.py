@@ -1,0 +1,155 @@
+"""What the scripts that make pictures share: the model's options, captions, regions seen sharp, and animations."""
+import contextlib
+import math
+import os
+import shutil
+import tempfile
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+import models
+from engine.rendering.api import load_renderer, to_numpy
+from engine.rendering.renderer import Renderer
+from engine.rendering.video import WRITES, write_video
+from utils import UserError, atomic_write
+
+
+MOST = 100_000_000  # pixels of a picture that is held in memory as floats
+INK, SOFT, PAPER, GROUND, ACCENT = '#1b1f24', '#5f6873', '#ffffff', '#eceef1', '#d1362f'
+
+
+def add_model_arguments(parser):
+    """The options that `renderer_of` reads."""
+    parser.add_argument('--model', help='a checkpoint; the weights that come with the project when absent')
+    parser.add_argument('--gpu', help="a GPU's number, or cpu; the first GPU there is when absent")
+    parser.add_argument('--precision', default='float32', help='float32, bf16 or fp16 (GPU only)')
+
+
+def renderer_of(args):
+    return load_renderer(args.model, gpu=args.gpu, precision=args.precision)
+
+
+def baseline(name):
+    """A Renderer that interpolates: 'nearest', 'bilinear' or 'bicubic'."""
+    return Renderer(models.make({'name': name}))
+
+
+class View:
+    """An image to be shown at any size, also below its own, where a network that only ever enlarged would alias."""
+
+    def __init__(self, renderer, img):
+        self.scene = renderer.encode(img)
+        self.plain = baseline('bicubic').encode(img)
+        self.size = self.scene.size
+
+    def render(self, size, region=None):
+        """uint8 (H, W, 3): bicubic with antialiasing up to x1, LIIF from x1.5 on, a cross-fade between."""
+        extent = self.size if region is None else (region[3], region[2])
+        scale = min(size[0] / extent[0], size[1] / extent[1])
+        share = min(max((scale - 1) * 2, 0), 1)
+        out = torch.zeros(3, *size)
+        for scene, weight in ((self.scene, share), (self.plain, 1 - share)):
+            if weight:
+                out += weight * scene.render(size, region)
+        return to_numpy((out * 255 + 0.5).to(torch.uint8))
+
+
+def ease(t):
+    """Progress 0..1 -> 0..1 that starts and ends at rest: a quarter of the time to speed up, a quarter to slow down."""
+    if t < 0.25:
+        return t * t * 8 / 3
+    return 1 - ease(1 - t) if t > 0.75 else (t - 0.125) * 4 / 3
+
+
+# Text and frames.
+
+def font(size):
+    return ImageFont.load_default(size)  # the sans-serif that Pillow brings, the same everywhere
+
+
+def tag(image, text, corner, size=None):
+    """Write text on a soft dark plate in a corner of an image: 'left' or 'right', at the top."""
+    size = size or max(11, round(min(image.size) / 26))
+    draw = ImageDraw.Draw(image, 'RGBA')
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font(size), anchor='lt')
+    pad = round(size * 0.55)
+    x = pad if corner == 'left' else image.width - 3 * pad - right
+    draw.rounded_rectangle((x, pad, x + right + 2 * pad, pad + size + 1.1 * pad), pad, fill=(16, 18, 22, 170))
+    draw.text((x + pad, pad + (size + 1.1 * pad) / 2), text, font=font(size), fill='white', anchor='lm')
+
+
+def save_image(image, path):
+    """Write a PIL image whole or not at all, in the format of the name's suffix."""
+    kind = Image.registered_extensions().get(os.path.splitext(path)[1].lower())
+    if kind not in Image.SAVE:
+        raise UserError(f'output {path}: wanted a name that ends in .png, .jpg or .webp')
+    with writable(path), atomic_write(path) as f:
+        image.save(f, kind, **({'quality': 92, 'subsampling': 0} if kind == 'JPEG' else {}))
+
+
+def save_animation(path, frames, count, size, fps, desc):
+    """Write `count` frames, uint8 (H, W, 3), to a video, a GIF, or, for a name without suffix, a folder of PNG files.
+    Nothing is left at `path` unless all of them were written."""
+    frames = tqdm(frames, total=count, desc=desc, unit='frame', disable=None)
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in WRITES:
+        with writable(path):
+            write_video(path, frames, size, fps)
+    elif suffix:
+        raise UserError(f'output {path}: wanted a name that ends in {", ".join(WRITES)}, or one without suffix, for a '
+                        f'folder of PNG frames')
+    else:
+        _save_frames(path.rstrip('/'), frames)
+
+
+def _save_frames(path, frames):
+    if os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):
+        raise UserError(f'output {path} is there already: name a new folder, or remove it')
+    with writable(path):
+        temporary = tempfile.mkdtemp(dir=os.path.dirname(os.path.abspath(path)), prefix='.frames')
+        try:
+            for i, frame in enumerate(frames):
+                Image.fromarray(frame).save(os.path.join(temporary, f'{i:05d}.png'))
+            os.chmod(temporary, 0o755)
+            os.replace(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def writable(path):
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f'{path} cannot be written ({error.strerror or error}): choose another place, or free some '
+                        f'space') from error
+
+
+# Numbers on the command line.
+
+def positive(name, value, least=0.0, most=math.inf):
+    """Raises UserError unless least < value <= most."""
+    if not least < value <= most:
+        raise UserError(f'--{name}: found {value:g}, wanted more than {least:g}'
+                        + (f' and at most {most:g}' if most < math.inf else ''))
+    return value
+
+
+def check_size(size):
+    """Raises UserError for a picture (H, W) too large for these scripts."""
+    if size[0] * size[1] > MOST:
+        raise UserError(f'the picture would have {size[1]}x{size[0]} pixels, wanted at most {MOST // 10 ** 6} million: '
+                        f'choose a smaller size (demo.py has no such limit)')
+
+
+def blank(size, colour=PAPER):
+    """A PIL image of size (H, W)."""
+    return Image.new('RGB', (size[1], size[0]), colour)
+
+
+def as_image(pixels):
+    return Image.fromarray(np.ascontiguousarray(pixels))

@@ -1,0 +1,164 @@
+"""The folder of a run: its log, its config, its curves, its checkpoints. Only process 0 writes."""
+import contextlib
+import glob
+import os
+import shutil
+import time
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from engine import distributed
+from engine.checkpoint import LAST, PREVIOUS, find_resume, save_checkpoint, to_bytes
+from utils import UserError, atomic_write
+
+
+LOG, CONFIG, CURVES = 'log.txt', 'config.yaml', 'tensorboard'
+
+
+def folder_name(config_path, name=None, tag=None):
+    """save/_<config's name>[_tag], or save/<name>[_tag]."""
+    name = '_' + os.path.splitext(os.path.basename(config_path))[0] if name is None else name
+    name += f'_{tag}' if tag else ''
+    if name in ('', '.', '..') or os.path.basename(name) != name:
+        raise UserError(f'--name, --tag: found {name!r}, wanted the name of a folder below save/')
+    return os.path.join('save', name)
+
+
+class RunFolder:
+    """The run folder `path`. In processes other than the first, everything here does nothing.
+
+    resume: go on with the run in it, when there is one. overwrite: replace it. Raises UserError with neither for a
+    folder in which training began. Nothing is written or deleted before `begin`.
+    """
+
+    def __init__(self, path, resume=False, overwrite=False):
+        self.path, self.overwrite, self.active = path, overwrite, distributed.rank() == 0
+        self.begun, self.lines, self.curves, self.saved = False, [], None, time.monotonic()
+        if resume and overwrite:
+            raise UserError('--resume and --overwrite exclude each other: give one')
+        if self.active and not resume and not overwrite \
+                and glob.glob(self.pattern('*.pth*')) + glob.glob(self.pattern(CONFIG)):
+            raise UserError(f'{path} holds a run already: go on with it by --resume, replace it by --overwrite, or '
+                            f'keep both by another --name or --tag')
+
+    def begin(self, config):
+        """Make the folder ready and keep the config in it: training begins."""
+        if not self.active:
+            return
+        with self.writing('.'):
+            if self.overwrite and os.path.isdir(self.path):
+                shutil.rmtree(self.path)
+            os.makedirs(self.path, exist_ok=True)
+            for leftover in glob.glob(self.pattern('.epoch-*.pth.*')) + glob.glob(self.pattern(f'.{CONFIG}.*')):
+                os.unlink(leftover)  # of a process that was killed while it wrote
+        self.begun, text = True, yaml.safe_dump(config, sort_keys=False, default_flow_style=None)
+        with self.writing(CONFIG), atomic_write(self.file(CONFIG), 'w', encoding='utf-8') as f:
+            f.write(text)
+        self.log(f'config (kept in {self.file(CONFIG)}):\n{text.rstrip()}')
+
+    def file(self, name):
+        return os.path.join(self.path, name)
+
+    def pattern(self, name):
+        return os.path.join(glob.escape(self.path), name)
+
+    def log(self, text):
+        """A line, or several, on the terminal and, once training begins, in log.txt."""
+        if self.active:
+            tqdm.write(text)
+            self.lines.append(text + '\n')
+        if self.active and self.begun:
+            with self.writing(LOG), open(self.file(LOG), 'a', encoding='utf-8') as f:
+                f.writelines(self.lines)
+            self.lines = []
+
+    @contextlib.contextmanager
+    def writing(self, name):
+        """A full disk, within `with`, is a UserError that says what is left and how to go on."""
+        try:
+            yield
+        except OSError as error:
+            last = self.file(LAST)
+            kept = f'{last} is intact, go on' if os.path.exists(last) else 'there is no checkpoint yet, begin again'
+            raise UserError(f'{self.file(name)} cannot be written ({error.strerror or error}): free some space; {kept} '
+                            f'with: {distributed.resume_command()}') from error
+
+    # Checkpoints.
+
+    def newest(self):
+        """(path, bytes) to resume from; None when there is none. A damaged epoch-last.pth is set aside,
+        so that it does not push out the good one before it."""
+        if not self.active or not os.path.isdir(self.path):
+            return None
+        found = find_resume(self.path, self.log)
+        if found is not None and found[0] != self.file(LAST) and os.path.exists(self.file(LAST)):
+            os.replace(self.file(LAST), self.file(LAST) + '.damaged')
+        return found
+
+    def save(self, checkpoint, *names):
+        """Write a checkpoint under these names and, last of all, as epoch-last.pth: where that one tells of an epoch's
+        end, the others are there too."""
+        if self.active:
+            data = to_bytes(checkpoint)
+            for name in (*names, LAST):
+                with self.writing(name):
+                    save_checkpoint(self.file(name), data, self.file(PREVIOUS) if name == LAST else None)
+            self.saved = time.monotonic()
+
+    def save_is_due(self, minutes):
+        """Whether the last save is so many minutes ago; None: never due."""
+        return self.active and minutes is not None and time.monotonic() - self.saved >= 60 * minutes
+
+    # Curves and images for TensorBoard.
+
+    def open_curves(self, step):
+        """Record curves from global step `step` on (what an interrupted run recorded beyond it no longer shows)."""
+        if not self.active:
+            return
+        try:
+            with self.writing(CURVES):
+                self.curves = Curves(self.file(CURVES), step)
+        except ImportError as error:
+            self.log(f'no curves and images are recorded: {error.name} is not installed (pip install tensorboardX)')
+
+    def scalars(self, values, step):
+        """{name: number} at a global step."""
+        if self.curves is not None:
+            with self.writing(CURVES):
+                for name, value in values.items():
+                    self.curves.scalar(name, value, step)
+
+    def images(self, images, step):
+        """{name: float (3, H, W) in [0, 1]} at a global step."""
+        if self.curves is not None:
+            with self.writing(CURVES):
+                for name, image in images.items():
+                    self.curves.image(name, image, step)
+
+
+class Curves:
+    """An event file written by this very thread. tensorboardX's SummaryWriter uses another one, which a full disk ends
+    without a word, after which its queue fills and training hangs."""
+
+    def __init__(self, path, step):
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+        os.makedirs(path, exist_ok=True)
+        self.summary, self.event_pb2 = summary, event_pb2
+        self.writer = EventsWriter(os.path.join(path, 'events'), f'.{os.getpid()}')
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(step, session_log=start)
+
+    def scalar(self, name, value, step):
+        self._write(step, summary=self.summary.scalar(name, value))
+
+    def image(self, name, image, step):
+        pixels = image.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()
+        self._write(step, summary=self.summary.image(name, pixels))
+
+    def _write(self, step, **content):
+        self.writer.write_event(self.event_pb2.Event(wall_time=time.time(), step=step, **content))
+        self.writer.flush()

@@ -1,0 +1,165 @@
+"""Looking data over: the check of headers before a run, scripts/check_data.py, and scripts/resize.py."""
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import datasets
+from datasets.check import check_headers, problems
+from scripts import check_data, resize
+from tests.common import ROOT
+from tests.image_files import folder, make_folder, make_pairs, noise, save
+from utils import UserError
+
+
+def wrapper_over(images, name='sr-implicit-downsampled', **args):
+    return datasets.make({'name': name, 'args': args}, {'dataset': images})
+
+
+def test_headers_tell_what_is_too_small_or_no_image(tmp_path):
+    root = folder(tmp_path / 'a', [f'{i}.png' for i in range(5)], size=(30, 40))
+    wrapper = wrapper_over(make_folder(root, repeat=100), inp_size=10, scale_max=3)
+    assert check_headers(wrapper) == []
+    folder(tmp_path / 'a', ['1.png'], size=(20, 40))
+    with pytest.raises(UserError, match=r'1.png is 40x20.*crops of 30x30') as error:
+        check_headers(wrapper)
+    assert '\n' not in str(error.value)
+    (tmp_path / 'a' / '3.png').write_bytes(b'broken')
+    with pytest.raises(UserError, match=r'1.png.*2 of 5 images.*check_data.py'):
+        check_headers(wrapper)
+    bad = check_headers(wrapper, on_bad_image='skip')
+    assert len(bad) == 2 and '1.png' in bad[0] and '3.png' in bad[1]
+    wrapper = wrapper_over(make_folder(root), inp_size=100)
+    with pytest.raises(UserError, match='5 of 5'):
+        check_headers(wrapper, on_bad_image='skip')
+
+
+def test_headers_alone_are_read_unless_told(tmp_path, monkeypatch):
+    root = folder(tmp_path / 'a', [f'{i}.png' for i in range(20)])
+    path = tmp_path / 'a' / '7.png'  # the 17th in the order of names
+    path.write_bytes(path.read_bytes()[:-40])  # only decoding tells
+    wrapper = wrapper_over(make_folder(root))
+    assert list(problems(wrapper)) == [None] * 20
+    assert [i for i, problem in enumerate(problems(wrapper, read=True)) if problem] == [17]
+    monkeypatch.setattr('datasets.image_folder.read_image', None)
+    assert list(problems(wrapper, most=3)) == [None] * 3
+    monkeypatch.undo()
+    with pytest.raises(UserError, match='7.png'):  # a cache has decoded it
+        check_headers(wrapper_over(make_folder(root, cache='in_memory')))
+
+
+def test_pairs_of_other_sizes_and_wrappers_of_others(tmp_path):
+    hr = folder(tmp_path / 'hr', ['a.png', 'b.png'], size=(16, 16))
+    lr = folder(tmp_path / 'lr', ['ax2.png', 'bx2.png'], size=(8, 8))
+    assert check_headers(wrapper_over(make_pairs(lr, hr), 'sr-implicit-paired')) == []
+    folder(tmp_path / 'lr', ['bx2.png'], size=(8, 5))
+    with pytest.raises(UserError, match='bx2.png is 5x8 and .*b.png is 16x16'):
+        check_headers(wrapper_over(make_pairs(lr, hr), 'sr-implicit-paired'))
+    assert check_headers(wrapper_over(make_pairs(lr, hr), 'sr-implicit-uniform-varied', size_min=9)) == []
+
+    class Foreign:
+        def __init__(self, dataset):
+            self.dataset = dataset
+
+        def __len__(self):
+            return 2
+    assert check_headers(Foreign(make_pairs(lr, hr))) == []
+    (tmp_path / 'hr' / 'b.png').write_bytes(b'')
+    with pytest.raises(UserError, match='b.png'):
+        check_headers(Foreign(make_pairs(lr, hr)))
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """A test config over four good pairs."""
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / 'hr', [f'{i}.png' for i in range(4)], size=(16, 18))
+    folder(tmp_path / 'lr', [f'{i}x2.png' for i in range(4)], size=(8, 9))
+    dataset = {'name': 'paired-image-folders', 'args': {'root_path_1': 'lr', 'root_path_2': 'hr', 'cache': 'bin'}}
+    spec = {'dataset': dataset, 'wrapper': {'name': 'sr-implicit-paired'}, 'batch_size': 1}
+    (tmp_path / 'test.yaml').write_text(yaml.safe_dump({'test_dataset': spec}))
+    return tmp_path / 'test.yaml'
+
+
+def run(capsys, config, *args):
+    """(lines printed, error or None) of scripts/check_data.py."""
+    try:
+        check_data.main([str(config), *args])
+        error = None
+    except UserError as raised:
+        error = str(raised)
+    return capsys.readouterr().out.splitlines(), error
+
+
+def test_check_data_reports_everything_at_once(config, tmp_path, capsys):
+    lines, error = run(capsys, config)
+    assert error is None and lines == ['test_dataset: 4 images of lr', 'test_dataset: 4 images of hr',
+                                       'everything can be used']
+    assert not list(tmp_path.glob('_bin*'))  # no cache is made
+    (tmp_path / 'lr' / '0x2.png').write_bytes((tmp_path / 'lr' / '0x2.png').read_bytes()[:90])
+    folder(tmp_path / 'hr', ['2.png'], size=(16, 13))
+    (tmp_path / 'hr' / '3.png').write_text('not an image')
+    lines, error = run(capsys, config)
+    assert error.startswith('3 problems found') and len(lines) == 5
+    for line, words in zip(lines[2:], ('0x2.png cannot be read', '2x2.png is 9x8 and hr/2.png is 13x16',
+                                       '3.png cannot be read (not an image')):
+        assert words in line and line.startswith('  test_dataset: ')
+
+
+def test_check_data_reports_folders(config, tmp_path, capsys):
+    os.remove(tmp_path / 'lr' / '3x2.png')
+    assert 'lr holds 3 images and hr 4' in run(capsys, config)[0][-1]
+    assert run(capsys, config, '--set', 'test_dataset.dataset.args.first_k=3')[1] is None
+    for name in ('lr', 'hr'):
+        os.rename(tmp_path / name, tmp_path / f'{name}_moved')
+    lines, error = run(capsys, config)
+    assert len(lines) == 2 and all(f"'{name}' does not exist" in line for name, line in zip(('lr', 'hr'), lines))
+    (tmp_path / 'lr').mkdir()
+    assert "'lr' holds no images" in run(capsys, config)[0][0]
+
+
+def test_check_data_as_a_program(config, tmp_path):
+    (tmp_path / 'hr' / '3.png').write_text('not an image')
+    result = subprocess.run([sys.executable, os.path.join(ROOT, 'scripts', 'check_data.py'), str(config)],
+                            capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert result.returncode == 2 and 'hr/3.png cannot be read' in result.stdout
+    assert result.stderr.splitlines()[-1].startswith('error: 1 problem found') and 'Traceback' not in result.stderr
+
+
+def test_resize(tmp_path, capsys):
+    root = folder(tmp_path / 'a', ['0.png', '1.jpg'], size=(40, 60))
+    save(tmp_path / 'a' / '2.png', noise(40, 40))
+    resize.main([root, str(tmp_path / 'out'), '--sizes', '20', '10', '--workers', '1'])
+    assert sorted(os.listdir(tmp_path / 'out')) == ['10', '20']
+    assert sorted(os.listdir(tmp_path / 'out' / '10')) == ['0.png', '1.png', '2.png']
+    with Image.open(tmp_path / 'a' / '0.png') as image:
+        want = np.asarray(image.resize((15, 10), Image.BICUBIC))
+    assert np.array_equal(make_folder(str(tmp_path / 'out' / '10')).image(0), want)
+    # What is there is kept; a changed source and a missing size are made again.
+    (tmp_path / 'out' / '20' / '0.png').write_bytes(b'kept')
+    os.remove(tmp_path / 'out' / '10' / '2.png')
+    save(tmp_path / 'a' / '1.jpg', noise(40, 44, 3))
+    os.utime(tmp_path / 'a' / '1.jpg', (2e9, 2e9))
+    capsys.readouterr()
+    resize.main([root, str(tmp_path / 'out'), '--sizes', '20', '10', '--workers', '1'])
+    assert '2 images resized' in capsys.readouterr().out
+    assert (tmp_path / 'out' / '20' / '0.png').read_bytes() == b'kept'
+    assert make_folder(str(tmp_path / 'out' / '20')).size(1) == (20, 22)
+
+
+def test_resize_names_what_it_cannot_use_and_does_the_rest(tmp_path, capsys):
+    root = folder(tmp_path / 'a', ['0.png', '1.png', '2.png'], size=(20, 20))
+    (tmp_path / 'a' / '0.png').write_bytes(b'broken')
+    folder(tmp_path / 'a', ['1.png'], size=(20, 8))
+    with pytest.raises(UserError, match='2 of 3 images'):
+        resize.main([root, str(tmp_path / 'out'), '--sizes', '10', '--workers', '1'])
+    printed = capsys.readouterr().err
+    assert '0.png cannot be read' in printed and '1.png is 8x20, wanted at least 10' in printed
+    assert os.listdir(tmp_path / 'out' / '10') == ['2.png']
+    folder(tmp_path / 'a', ['2.jpg'], size=(20, 20))
+    with pytest.raises(UserError, match='2.jpg and 2.png'):
+        resize.main([root, str(tmp_path / 'out')])

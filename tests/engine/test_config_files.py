@@ -1,0 +1,281 @@
+"""The files of configs/: complete, as published, and each trains or measures; the schema and its page."""
+import copy
+import glob
+import inspect
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import datasets
+import models
+from datasets.batch import unpack
+from datasets.loader import make_loader
+from engine.config import load_config
+from engine.evaluation.evaluate import batch_psnr
+from engine.schema import ARGUMENTS, KINDS, REQUIRED, describe
+from tests.common import ROOT
+from utils import make_coord, normalize
+
+
+FILES = sorted(os.path.relpath(path, os.path.join(ROOT, 'configs'))
+               for path in glob.glob(os.path.join(ROOT, 'configs', '**', '*.yaml'), recursive=True)
+               if os.path.basename(os.path.dirname(path)) != 'suites')
+TRAIN = [name for name in FILES if not name.startswith('test/')]
+TEST = [name for name in FILES if name.startswith('test/')]
+DIV2K = [name for name in TRAIN if name.startswith('train-div2k')]
+PHOTOS = 'configs/budget/photos.json'
+
+
+def config_path(name):
+    return os.path.join(ROOT, 'configs', name)
+
+
+def kind_of(name):
+    return 'test' if name in TEST else 'train'
+
+
+# The files.
+
+def test_every_experiment_of_the_paper_is_there():
+    wanted = {f'train-div2k/train_{e}-{m}.yaml' for e in ('edsr-baseline', 'rdn')
+              for m in ('liif', 'metasr', 'x2', 'x3', 'x4')}
+    wanted |= {f'train-div2k/ablation/train_edsr-baseline-liif-{v}.yaml'
+               for v in ('c', 'u', 'e', 'd', 'x2', 'x3', 'x4')}
+    wanted |= {f'train-celebAHQ/train_celebAHQ-{s}_{m}.yaml'
+               for s in ('32-256', '64-128') for m in ('liif', 'upsample')}
+    wanted |= {f'test/test-{s}-{n}.yaml' for s in ('set5', 'set14', 'b100', 'urban100') for n in (2, 3, 4, 6, 8)}
+    wanted |= {f'test/test-div2k-{n}.yaml' for n in (2, 3, 4, 6, 12, 18, 24, 30)}
+    wanted |= {f'test/test-celebAHQ-{s}.yaml' for s in ('32-256', '64-128')} | {'train-your-images.yaml'}
+    assert wanted <= set(FILES)
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_file_is_valid_and_says_how_to_run_it(name):
+    load_config(config_path(name), kind=kind_of(name), check_paths=False)
+    with open(config_path(name)) as f:
+        header = ''.join(itertools.takewhile(lambda line: line.startswith('#'), f))
+    program = 'test.py' if name in TEST else 'train_liif.py'
+    assert f'python {program} --config configs/{name}' in header
+    assert 'Cost' in header and 'Expected' in header
+
+
+@pytest.mark.parametrize('name', DIV2K)
+def test_div2k_training_is_the_published_one(name):
+    config = load_config(config_path(name), check_paths=False)
+    train, val = config['train_dataset'], config['val_dataset']
+    assert (train['batch_size'], val['batch_size']) == (16, 16)
+    assert train['dataset']['args']['repeat'] == 20
+    assert (val['dataset']['args']['first_k'], val['dataset']['args']['repeat']) == (10, 160)
+    assert train['wrapper']['args']['inp_size'] == val['wrapper']['args']['inp_size'] == 48
+    assert train['wrapper']['args']['augment'] is True and 'augment' not in val['wrapper']['args']
+    assert config['optimizer'] == {'name': 'adam', 'args': {'lr': 1e-4}}
+    assert config['multi_step_lr'] == {'milestones': [200, 400, 600, 800], 'gamma': 0.5}
+    assert (config['epoch_max'], config['epoch_val'], config['epoch_save']) == (1000, 1, 100)
+    assert config['data_norm'] == {key: {'sub': [0.5], 'div': [0.5]} for key in ('inp', 'gt')}
+    fixed = re.search(r'(?:baseline|rdn)-x(\d)', name)
+    if fixed:
+        assert 'sample_q' not in train['wrapper']['args']
+        assert config['model']['args']['encoder_spec']['args'] == {'scale': int(fixed.group(1))}
+        assert all(f'/X{fixed.group(1)}' in data['dataset']['args']['root_path_1'] for data in (train, val))
+    else:
+        assert train['wrapper']['args']['sample_q'] == 2304
+        assert config['model']['args']['encoder_spec']['args'] == {'no_upsampling': True}
+
+
+@pytest.mark.parametrize('name', TEST)
+def test_test_config_measures_what_its_name_says(name):
+    config = load_config(config_path(name), kind='test', check_paths=False)
+    assert config['eval_bsize'] == 30000 and config['test_dataset']['batch_size'] == 1
+    data, scale = re.match(r'test/test-(\w+)-(.+)\.yaml', name).groups()
+    args, wrapper = config['test_dataset']['dataset']['args'], config['test_dataset']['wrapper']
+    if data == 'celebAHQ':
+        assert config['eval_type'] is None and args['root_path_2'].endswith('/' + scale.split('-')[1])
+        return
+    assert config['eval_type'] == f'{"div2k" if data == "div2k" else "benchmark"}-{scale}'
+    if int(scale) <= 4:
+        assert args['root_path_1'].endswith(f'LR_bicubic/X{scale}') and wrapper['name'] == 'sr-implicit-paired'
+    else:
+        assert wrapper == {'name': 'sr-implicit-downsampled', 'args': {'scale_min': int(scale)}}
+
+
+def test_photographs_of_the_budget_configs():
+    with open(os.path.join(ROOT, PHOTOS)) as f:
+        lists = json.load(f)
+    parts = {key: set(names) for key, names in lists.items()}
+    assert {key: len(names) for key, names in lists.items()} == {k: len(v) for k, v in parts.items()}  # none twice
+    assert parts['valid-512'] | parts['valid-2048'] == parts['valid'] and not parts['valid-512'] & parts['valid-2048']
+    assert not parts['train'] & parts['valid'] and '302003.jpg' not in parts['train']
+    for name in ('10min', '1h', '3h'):
+        config = load_config(config_path(f'budget/{name}.yaml'), check_paths=False)
+        for section, key in (('train_dataset', 'train'), ('val_dataset', 'valid')):
+            args = config[section]['dataset']['args']
+            assert (args['split_file'], args['split_key']) == (PHOTOS, key)
+        count = len(parts['train']) * config['train_dataset']['dataset']['args']['repeat']
+        with open(config_path(f'budget/{name}.yaml')) as f:
+            assert f'# Cost: {count // config["train_dataset"]["batch_size"] * config["epoch_max"]:,} steps' in f.read()
+
+
+SECTIONS = ('train_dataset', 'val_dataset', 'test_dataset')
+
+
+def folders(config):
+    """(key's path, folder or file) of everything below ./load that a config names."""
+    for section in SECTIONS:
+        args = config[section]['dataset']['args'] if config.get(section) else {}
+        for key, value in args.items():
+            if isinstance(value, str) and value.startswith('./load/'):
+                yield f'{section}.dataset.args.{key}', value[len('./load/'):]
+
+
+@pytest.fixture(scope='module')
+def load(tmp_path_factory):
+    """What load/ would hold, with three small smooth images in every folder that a config names: 96x96, less by the
+    scale for LR, a quarter of the side for CelebA-HQ."""
+    root = tmp_path_factory.mktemp('load')
+    yy, xx = np.mgrid[:96, :96]
+    pictures = {f'{i}.png': Image.fromarray(np.stack([128 + 100 * np.sin((i + 1) * yy / 9 + c) * np.cos(xx / (7 + i))
+                                                      for c in range(3)], axis=-1).astype(np.uint8)) for i in range(3)}
+    configs = [load_config(config_path(name), kind=kind_of(name), check_paths=False) for name in FILES]
+    for place in {place for config in configs for _, place in folders(config)}:
+        if place.endswith('split.json'):
+            (root / place).parent.mkdir(parents=True, exist_ok=True)
+            (root / place).write_text(json.dumps({key: list(pictures) for key in ('train', 'val', 'test')}))
+            continue
+        (root / place).mkdir(parents=True)
+        scale, faces = re.search(r'/X(\d)$', place), re.search(r'celebAHQ/(\d+)$', place)
+        side = 96 // int(scale.group(1)) if scale else int(faces.group(1)) // 4 if faces else 96
+        for name, picture in pictures.items():
+            picture.resize((side, side), Image.BICUBIC).save(root / place / name)
+    return root
+
+
+def small(name, load, **values):
+    """The overrides that point a config of configs/ to the tiny images, its model as it is. values: what arguments of
+    the wrappers and batch_size become, where they are given."""
+    config = load_config(config_path(name), kind=kind_of(name), check_paths=False)
+    overrides = [f'{key}={load / place}' for key, place in folders(config)]
+    for section in SECTIONS:
+        if config.get(section) is None:
+            continue
+        args = config[section]['wrapper']['args']
+        overrides.append(f'{section}.dataset.args.cache=none')
+        if config[section]['dataset']['args'].get('split_file') == PHOTOS:  # names photographs
+            overrides += [f'{section}.dataset.args.{key}=null' for key in ('split_file', 'split_key')]
+        overrides += [f'{section}.wrapper.args.{key}={args[key] // 4}' for key in ('size_min', 'size_max', 'gt_resize')
+                      if key in args]
+        overrides += [f'{section}.wrapper.args.{key}={value}' for key, value in values.items() if key in args]
+        if 'batch_size' in values:
+            overrides.append(f'{section}.batch_size={values["batch_size"]}')
+    return overrides
+
+
+@pytest.mark.parametrize('name', TRAIN)
+def test_trains_two_steps_at_its_real_depth(name, load):
+    config = load_config(config_path(name), small(name, load, inp_size=8, sample_q=32, batch_size=2))
+    norm = config['data_norm']
+    torch.manual_seed(0)
+    model = models.make(config['model'])
+    optimizer = torch.optim.Adam(model.parameters(), **config['optimizer']['args'])
+    before = copy.deepcopy(model.state_dict())
+    for section in ('train_dataset', 'val_dataset'):
+        train = section == 'train_dataset'
+        images = datasets.make(config[section]['dataset'])
+        wrapper = datasets.make(config[section]['wrapper'], args={'dataset': images})
+        loader = make_loader(wrapper, config[section]['batch_size'], config['seed'], train, num_workers=0)
+        for batch in itertools.islice(loader, 2 if train else 1):
+            batch = unpack(batch, 'cpu')
+            coord = batch['coord']
+            if coord is None:
+                coord = make_coord(batch['size'][0].tolist()).expand(2, -1, 2)
+            with torch.set_grad_enabled(train):
+                rgb = model(normalize(batch['inp'], norm['inp'], 1), coord, batch['cell'].expand_as(coord))
+                loss = F.l1_loss(rgb, normalize(batch['gt'], norm['gt'], -1))
+            assert rgb.shape == batch['gt'].shape and math.isfinite(loss.item())
+            if train:
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    moved = [key for key, value in model.state_dict().items() if not torch.equal(value, before[key])]
+    assert {key for key, p in model.named_parameters() if p.requires_grad} == set(moved)
+
+
+@pytest.mark.parametrize('name', TEST)
+def test_test_config_runs(name, load):
+    config = load_config(config_path(name), small(name, load), kind='test')
+    images = datasets.make(config['test_dataset']['dataset'])
+    wrapper = datasets.make(config['test_dataset']['wrapper'], args={'dataset': images})
+    batch = next(iter(make_loader(wrapper, 1, config['seed'], train=False, num_workers=0)))
+    psnr, _ = batch_psnr(models.make({'name': 'bicubic'}), unpack(batch, torch.device('cpu')), config['data_norm'],
+                         config['eval_type'], config['eval_bsize'])
+    assert 3 < psnr < 80
+
+
+@pytest.mark.parametrize('script, there, lines', [
+    ('test-benchmark.sh', ['benchmark/B100/HR', 'benchmark/B100/LR_bicubic/X3'], ['b100 x3', 'b100 x6', 'b100 x8']),
+    ('test-div2k.sh', ['div2k/DIV2K_valid_HR'], [f'div2k x{n}' for n in (6, 12, 18, 24, 30)]),
+    ('test-div2k.sh', [], []),
+])
+def test_suites_measure_what_is_there_and_name_the_rest(tmp_path, script, there, lines):
+    for folder in ('configs/test', 'scripts'):
+        shutil.copytree(os.path.join(ROOT, folder), tmp_path / folder)
+    for folder in there:
+        (tmp_path / 'load' / folder).mkdir(parents=True)
+    (tmp_path / 'a model.pth').touch()
+    python = tmp_path / 'python'  # stands for the interpreter: shows how it is called
+    python.write_text('#!/bin/sh\nprintf "<%s> " "$@"\necho\n')
+    python.chmod(0o755)
+    out = subprocess.run(['bash', f'scripts/{script}', 'a model.pth', 'cpu'], cwd=tmp_path, capture_output=True,
+                         text=True, env={**os.environ, 'PYTHON': str(python)})
+    assert out.returncode == (0 if lines else 2), out.stderr
+    calls = [f'<test.py> <--config> <configs/test/test-{line.replace(" x", "-")}.yaml> <--model> '
+             f'<{tmp_path}/a model.pth> <--gpu> <cpu> ' for line in lines]
+    assert [line for line in out.stdout.splitlines() if not line.startswith('==')] == calls
+    assert re.findall(r'== (\w+ x\d+)$', out.stdout, re.MULTILINE) == lines
+    count = 20 if script == 'test-benchmark.sh' else 8
+    assert len(re.findall(r'== .*: skipped, there is no \./load/', out.stdout)) == count - len(lines)
+
+
+# The schema.
+
+@pytest.mark.parametrize('role', ['dataset', 'wrapper', 'model', 'interpolation', 'encoder', 'decoder', 'optimizer'])
+def test_schema_is_what_the_constructors_take(role):
+    optimizers = {'adam': torch.optim.Adam, 'sgd': torch.optim.SGD}
+    for name, table in ARGUMENTS[role].items():
+        registry = datasets.registry if role in ('dataset', 'wrapper') else models.registry
+        thing = optimizers[name] if role == 'optimizer' else registry.get(name)
+        takes = dict(inspect.signature(thing).parameters)
+        if role == 'wrapper':
+            takes.pop('dataset')
+        if role != 'optimizer':  # PyTorch's have further ones, about speed
+            assert set(table) == set(takes), name
+        for key, entry in table.items():
+            default = takes[key].default
+            if entry.default is REQUIRED:
+                assert key == 'lr' or default is inspect.Parameter.empty, (name, key)
+            else:
+                assert (list(default) if isinstance(default, tuple) else default) == entry.default, (name, key)
+                assert default is None or key == 'betas' or entry.want.accepts(default), (name, key)
+
+
+def test_every_registered_name_is_in_the_schema():
+    known = {name for role in ARGUMENTS for name in ARGUMENTS[role]}
+    ours = [registry.get(name) for registry in (datasets.registry, models.registry) for name in registry.names()]
+    ours = {thing for thing in ours if thing.__module__.split('.')[0] in ('datasets', 'models')}
+    assert ours == {registry.get(name) for registry in (datasets.registry, models.registry)
+                    for name in registry.names() if name in known}
+
+
+@pytest.mark.parametrize('group', [*KINDS, *ARGUMENTS])
+def test_documentation_shows_the_schema(group):
+    with open(os.path.join(ROOT, 'docs', 'configs.md')) as f:
+        assert f'```yaml\n{describe(group)}\n```' in f.read(), f'paste {group} of python -m engine.schema there'

@@ -1,0 +1,487 @@
+"""Suites: the same figures as test.py --config, any scale, results that are kept, mistakes that stay where they are."""
+import csv
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import engine.evaluation.measure
+import models
+from datasets.image_folder import ImageFolder
+from datasets.imresize import imresize
+from datasets.loader import make_loader
+from engine.checkpoint import PUBLISHED_NORM, save_checkpoint
+from engine.config import load_config
+from engine.evaluation import report
+from engine.evaluation.evaluate import eval_psnr
+from engine.evaluation.measure import Options, mean_of, open_model, run_suite, split_label
+from engine.evaluation.metrics import calc_ssim
+from engine.evaluation.suite import FromHR, canonical_scale, open_data, read_suite, suite_names
+from engine.rendering.renderer import Renderer
+from scripts.reproduce import TABLES, write_tiny_data
+from tests.common import ROOT, fill_model, small_spec
+from utils import UserError, calc_psnr
+
+
+REAL = os.path.join(os.environ.get('LIIF_DATA', os.path.join(ROOT, '..', 'shared', 'data')))
+CPU = torch.device('cpu')
+
+
+@pytest.fixture(scope='module')
+def load(tmp_path_factory):
+    """What load/ holds for all of the paper, tiny."""
+    root = str(tmp_path_factory.mktemp('data') / 'load')
+    write_tiny_data(root)
+    return root
+
+
+def save_model(path, spec=None, **more):
+    spec = spec or small_spec()
+    model = fill_model(models.make(spec))
+    save_checkpoint(path, {'model': {**spec, 'sd': model.state_dict()}, 'epoch': 2, 'data_norm': PUBLISHED_NORM, **more})
+    return str(path)
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp('models') / 'small.pth')
+
+
+def write_suite(path, *tests):
+    path.write_text(json.dumps({'tests': list(tests)}))  # JSON is YAML
+    return str(path)
+
+
+def set5(scales):
+    return {'data': 'Set5', 'config': 'configs/test/test-set5-{scale}.yaml', 'scales': scales}
+
+
+def program(*args, cwd=ROOT, code=0):
+    out = subprocess.run([sys.executable, os.path.join(ROOT, 'test.py'), '--gpu', 'cpu', *args], cwd=cwd, text=True,
+                         capture_output=True)
+    assert out.returncode == code and 'Traceback' not in out.stderr, out.stderr
+    return out
+
+
+# What suites hold.
+
+def test_suites_of_the_paper():
+    assert {'all', 'benchmark', 'celebAHQ', 'div2k'} <= set(suite_names())
+    found = {name: [(case.data, case.scale) for case in read_suite(name)] for name in suite_names()}
+    assert found['benchmark'] == [(data, scale) for data in ('Set5', 'Set14', 'B100', 'Urban100') for scale in '23468']
+    assert found['div2k'] == [('DIV2K', scale) for scale in '2 3 4 6 12 18 24 30'.split()]
+    assert found['all'] == found['div2k'] + found['benchmark'] + found['celebAHQ']
+    scales = [float(scale) for _, scale in found['continuous']]
+    assert scales == sorted(scales) and scales[0] < 1.5 and scales[-1] == 30
+    for table in '1234':  # every figure of the paper has a case
+        published = report.paper()['tables'][table]
+        assert {(data, scale) for data in published['data'] for scale in published['scales']} \
+            <= set(found[TABLES[table][0]])
+
+
+@pytest.mark.parametrize('text, wanted', [('2', '2'), (2.0, '2'), ('x2.70', '2.7'), ('2,3.5', '2x3.5'), ('2x2', '2'),
+                                          ('32-256', '32-256')])
+def test_scales_have_one_name(text, wanted):
+    assert canonical_scale(text) == wanted
+
+
+def test_data_moves_as_a_whole(load, tmp_path):
+    usual, there, empty = (read_suite('all', data_root=root) for root in (None, load, str(tmp_path)))
+    assert all(case.missing is None for case in there) and all(case.missing for case in empty)
+    assert [case.config for case in usual] == [case.config for case in there]  # so results do not depend on the place
+
+
+# Figures.
+
+@pytest.mark.parametrize('suite, scale, config', [('benchmark', '2', 'test-set5-2'), ('benchmark', '8', 'test-set5-8'),
+                                                  ('div2k', '3', 'test-div2k-3'),
+                                                  ('celebAHQ', '32-256', 'test-celebAHQ-32-256')])
+def test_suite_config_and_eval_psnr_agree(suite, scale, config, model, load, tmp_path, capsys):
+    import test
+    test.main(['--config', f'configs/test/{config}.yaml', '--model', model, '--gpu', 'cpu', '--data', load])
+    printed = capsys.readouterr().out.splitlines()[-1]
+    run = run_suite(read_suite(suite, [scale], load), [model], CPU, str(tmp_path)).runs[0]
+    assert printed == f'result: {run["psnr"]:.4f}'
+
+    case = read_suite(suite, [scale], load)[0]
+    candidate = open_model(model, CPU)
+    loader = make_loader(open_data(case.config, case.dataset), 1, seed=0, train=False, num_workers=0)
+    assert eval_psnr(loader, candidate.model, case.config['data_norm'], case.config['eval_type'], 30000) == run['psnr']
+    assert run['psnr'] == pytest.approx(np.mean([row['psnr'] for row in run['per_image']]), abs=1e-12)
+    assert 5 < run['psnr'] < 40
+
+
+def test_scales_from_hr_follow_the_rule(tmp_path):
+    hr = np.random.default_rng(0).integers(0, 256, (61, 47, 3), dtype=np.uint8)
+    Image.fromarray(hr).save(tmp_path / 'a.png')
+    item = FromHR(ImageFolder(str(tmp_path)), '2.7x2').sample(0, None)
+    rows, columns = round(22 * 2.7), 46  # 61 / 2.7 = 22.6, 47 / 2 = 23.5
+    assert item['size'].tolist() == [rows, columns] == [59, 46]
+    assert torch.equal(item['inp'], torch.from_numpy(imresize(hr[:59, :46], (22, 23))).permute(2, 0, 1))
+    assert torch.equal(item['gt'], torch.from_numpy(hr[:59, :46].copy()).view(-1, 3))
+    assert item['cell'].tolist() == [pytest.approx([2 / 59, 2 / 46])]
+
+
+def test_real_scales_equal_the_integer_rule_at_integers(model, load, tmp_path):
+    hr = os.path.join(load, 'benchmark', 'Set5', 'HR')
+    suite = write_suite(tmp_path / 's.yaml', set5(['2', '3']),
+                        {'data': 'from HR', 'hr': hr, 'metric': 'benchmark', 'scales': [2, 3]})
+    runs = run_suite(read_suite(suite, None, load), [model], CPU, str(tmp_path)).runs
+    assert [run['psnr'] for run in runs[:2]] == [run['psnr'] for run in runs[2:]]
+
+
+def test_anisotropic_scale_shaves_the_larger(load, tmp_path):
+    case, = read_suite(write_suite(tmp_path / 's.yaml', set5([2])), ['1.5,3.5'], load)
+    assert case.config['eval_type'] == 'benchmark-4' and case.factor == (1.5, 3.5)
+    run, = run_suite([case], ['bicubic'], CPU, str(tmp_path)).runs
+    item = open_data(case.config, case.dataset).sample(0, None)
+    size = item['size'].tolist()
+    pred = Renderer(models.make({'name': 'bicubic'})).encode(item['inp'] / 255).render(size)
+    gt = item['gt'].view(*size, 3).permute(2, 0, 1) / 255
+    assert run['psnr'] == pytest.approx(calc_psnr(pred[None], gt[None], 'benchmark', 4).item(), abs=1e-4)
+
+
+def test_options_reach_the_figures(model, load, tmp_path):
+    cases = read_suite('div2k', ['4'], load)
+    case, candidate = cases[0], open_model(model, CPU)
+    item = open_data(case.config, case.dataset).sample(1, None)
+    size = item['size'].tolist()
+    gt = item['gt'].view(*size, 3).permute(2, 0, 1)[None] / 255
+
+    def by_hand(**options):
+        sr = Renderer(candidate.model, **options).encode(item['inp'] / 255).render(size)[None]
+        return calc_psnr(sr, gt, 'div2k', 4).item(), calc_ssim(sr, gt, 'div2k', 4).item()
+
+    def run(**options):
+        row = run_suite(cases, [model], CPU, str(tmp_path), Options(ssim=True, **options)).runs[0]['per_image'][1]
+        return row['psnr'], row['ssim']
+
+    assert run() == pytest.approx(by_hand(), abs=1e-4)
+    assert run(self_ensemble=True) == pytest.approx(by_hand(self_ensemble=True), abs=1e-4)
+    assert run(tile=7) == pytest.approx(by_hand(), abs=1e-4)
+    assert run(precision='bf16') == pytest.approx(by_hand(precision='bf16'), abs=1e-3)
+    assert len({by_hand(), by_hand(self_ensemble=True), by_hand(precision='bf16')}) == 3
+    assert len(os.listdir(tmp_path / 'runs')) == 4
+
+
+@pytest.mark.skipif(not os.path.isdir(os.path.join(REAL, 'benchmark', 'Set5')),
+                    reason='no photographs: put benchmark/Set5 below $LIIF_DATA')
+def test_bicubic_on_set5(tmp_path):
+    cases = [case for case in read_suite('benchmark', ['2', '3', '4'], REAL) if case.data == 'Set5']
+    outcome = run_suite(cases, ['bicubic'], CPU, str(tmp_path))
+    assert [run['psnr'] for run in outcome.runs] == pytest.approx([33.66, 30.39, 28.42], abs=0.05)
+    hr = [read_suite('benchmark', [scale], REAL)[0].config['test_dataset']['dataset']['args'] for scale in '234']
+    suite = write_suite(tmp_path / 's.yaml', {'data': 'Set5', 'metric': 'benchmark', 'scales': [3],
+                                              'hr': hr[0]['root_path_2']})
+    run, = run_suite(read_suite(suite, None, REAL), ['bicubic'], CPU, str(tmp_path)).runs
+    assert run['psnr'] == outcome.runs[1]['psnr']  # the LR files are MATLAB's
+
+
+# What is kept.
+
+def test_goes_on_where_it_stopped(model, load, tmp_path, monkeypatch):
+    data = str(tmp_path / 'load')
+    shutil.copytree(load, data)
+    suite, output = write_suite(tmp_path / 's.yaml', set5([2, 4, 6])), str(tmp_path / 'out')
+    real, calls = engine.evaluation.measure.measure, []
+
+    def stopping(candidate, config, *args):
+        calls.append(config['eval_type'])
+        if calls == ['benchmark-2', 'benchmark-4', 'benchmark-6']:
+            raise KeyboardInterrupt
+        return real(candidate, config, *args)
+
+    monkeypatch.setattr(engine.evaluation.measure, 'measure', stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(read_suite(suite, None, data), [model], CPU, output)
+    kept = {name: os.stat(os.path.join(output, 'runs', name)).st_mtime_ns for name in os.listdir(f'{output}/runs')}
+    assert len(kept) == 2
+
+    def again(**options):
+        calls[:] = ['again']
+        run_suite(read_suite(suite, None, data), [f'other={model}'], CPU, output, **options)
+        return [int(eval_type.split('-')[1]) for eval_type in calls[1:]]
+
+    assert again() == [6] and again() == []
+    assert all(os.stat(os.path.join(output, 'runs', name)).st_mtime_ns == time for name, time in kept.items())
+    with open(os.path.join(output, 'runs', next(name for name in kept if name.startswith('Set5-4'))), 'w') as f:
+        f.write('{"form')  # not one of ours, nor whole
+    assert again() == [4]
+    lr = os.path.join(data, 'benchmark', 'Set5', 'LR_bicubic', 'X2', '0000x2.png')
+    Image.open(lr).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(lr)
+    assert again() == [2]
+    assert again() == [] and again(options=Options(ssim=True)) == [2, 4, 6] == again(fresh=True)
+
+
+def test_files_of_a_suite(model, load, tmp_path):
+    outcome = run_suite(read_suite('benchmark', ['3'], load), [f'mine={model}', 'bicubic'], CPU, str(tmp_path),
+                        Options(ssim=True))
+    text = report.write(str(tmp_path), 'benchmark', outcome)
+    assert (tmp_path / 'benchmark.md').read_text() == text + '\n'
+    with open(tmp_path / 'benchmark.csv') as f:
+        rows = list(csv.DictReader(f))
+    with open(tmp_path / 'benchmark.json') as f:
+        runs = json.load(f, parse_constant=pytest.fail)['runs']
+    assert len(rows) == len(runs) == len(outcome.runs) == 8
+    for run, row in zip(runs, rows):
+        assert (row['model'], row['data'], row['scale']) == (run['model']['label'], run['data'], run['scale'])
+        assert float(row['psnr']) == run['psnr'] and float(row['ssim']) == run['ssim'] and float(row['seconds']) > 0
+        assert f'{run["psnr"]:.2f}' in text and f'{run["ssim"]:.4f}' in text
+    one = runs[0]
+    assert len(one['model']['sha256']) == 64 and one['model']['parameters'] > 1000
+    assert one['versions']['torch'] == torch.__version__ and one['device'].startswith('cpu')
+    assert one['seconds'] > 0 and (sys.platform != 'linux' or one['peak_memory_mb'] > 50)
+    assert one['config']['eval_type'] == 'benchmark-3' and 'per_image' not in one and one['published'] is None
+    bicubic = next(run for run in runs if (run['model']['label'], run['data']) == ('bicubic', 'Set5'))
+    assert bicubic['published'] == {'row': 'Bicubic', 'psnr': 30.39, 'difference': bicubic['psnr'] - 30.39}
+
+
+def test_infinite_psnr_is_kept_as_strict_json(tmp_path):
+    os.makedirs(tmp_path / 'HR')
+    Image.new('RGB', (40, 40), 'black').save(tmp_path / 'HR' / 'black.png')
+    suite = write_suite(tmp_path / 's.yaml', {'data': 'flat', 'hr': str(tmp_path / 'HR'), 'metric': 'rgb', 'scales': [1]})
+    outcomes = [run_suite(read_suite(suite), ['nearest'], CPU, str(tmp_path)) for _ in range(2)]
+    name, = os.listdir(tmp_path / 'runs')
+    json.loads((tmp_path / 'runs' / name).read_text(), parse_constant=pytest.fail)
+    assert all(math.isinf(float(outcome.runs[0]['psnr'])) for outcome in outcomes)
+    assert '| inf ' in report.write(str(tmp_path), 's', outcomes[1])
+
+
+def test_a_part_of_a_folder(tmp_path):
+    os.makedirs(tmp_path / 'HR')
+    for name in ('a.png', 'b.png', 'c.png'):
+        Image.new('RGB', (40, 40), 'gray').save(tmp_path / 'HR' / name)
+    (tmp_path / 'split.json').write_text('{"mine": ["c.png", "a.png"]}')
+    test = {'data': 'part', 'hr': str(tmp_path / 'HR'), 'metric': 'rgb', 'scales': [2]}
+    suite = write_suite(tmp_path / 's.yaml', {**test, 'split_file': str(tmp_path / 'split.json'), 'split_key': 'mine'})
+    run, = run_suite(read_suite(suite), ['nearest'], CPU, str(tmp_path)).runs
+    assert sorted(row['image'] for row in run['per_image']) == ['a.png', 'c.png']
+    with pytest.raises(UserError, match='split_file and split_key'):
+        read_suite(write_suite(tmp_path / 's.yaml', {**test, 'split_key': 'mine'}))
+
+
+# Mistakes.
+
+def test_mistakes_cost_only_what_they_concern(load, tmp_path):
+    data = tmp_path / 'load'
+    shutil.copytree(load, data)
+    tiny = data / 'benchmark' / 'B100' / 'HR' / '0000.png'
+    Image.open(tiny).crop((0, 0, 16, 40)).save(tiny)  # as wide as what x8 shaves
+    lr = data / 'benchmark' / 'Set14' / 'LR_bicubic' / 'X2' / '0000x2.png'
+    Image.open(lr).crop((0, 0, 16, 24)).save(lr)
+    shutil.rmtree(data / 'benchmark' / 'Urban100')
+    grey = small_spec()
+    grey['args']['imnet_spec']['args']['out_dim'] = 1
+    norm = {'inp': {'sub': [0.4], 'div': [0.5]}, 'gt': PUBLISHED_NORM['gt']}
+    texts = [save_model(tmp_path / 'good.pth'), save_model(tmp_path / 'norm.pth', data_norm=norm),
+             save_model(tmp_path / 'grey.pth', grey), str(tmp_path / 'none.pth')]
+    out = program('--suite', 'benchmark', '--scales', '2', '8', '--model', *texts, '--data', str(data), '--output',
+                  str(tmp_path / 'out'), code=2)
+    failed = [line for line in out.stderr.splitlines() if line.startswith('failed: ')]
+    # Set14 x2 and B100 cost every working model one line each, and a model of another kind one line in all.
+    for words in (('good: Set14 x2: ', '0000.png', '60x48'), ('good: B100 x8: ', '0000.png', '8 pixels'),
+                  ('norm: Set5 x2', 'norm.pth', '0.4', 'data_norm'), ('grey: ', 'gives 1 channels', 'wanted 3'),
+                  ('none: ', 'does not exist')):
+        assert sum(all(word in line for word in words) for line in failed) == 1, (words, failed)
+    assert out.stderr.splitlines()[-1].startswith('error: ')
+    assert 'Urban100 x2, x8: there is no ' in out.stdout
+    with open(tmp_path / 'out' / 'benchmark.json') as f:
+        runs = json.load(f)['runs']
+    assert {(run['model']['label'], run['data'], run['scale']) for run in runs} == {
+        ('good', 'Set5', '2'), ('good', 'Set5', '8'), ('good', 'Set14', '8')}
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['--suite', 'benchmrk'], ['benchmrk', 'benchmark']),
+    (['--suite', 'nowhere.yaml'], ['nowhere.yaml']),
+    (['--suite', 'div2k', '--scales', '0.5'], ['0.5', 'from 1 on']),
+    (['--suite', 'div2k', '--scales', 'two'], ['two']),
+    (['--suite', 'celebAHQ', '--scales', '2'], ['64-128']),
+    (['--suite', 'div2k', '--scales', '64-128'], ['none of its tests', '64-128']),
+    (['--suite', 'div2k'], ['nothing was measured', 'prepare_data.py']),
+    (['--suite', 'div2k', '--precision', 'fp16'], ['fp16', 'bf16']),
+    (['--config', 'configs/test/test-set5-2.yaml', '--data', 'nowhere'], ['nowhere', '--data']),
+])
+def test_wrong_arguments_are_told_in_one_line(arguments, words, tmp_path, monkeypatch):
+    import test
+    monkeypatch.chdir(tmp_path)
+    os.symlink(os.path.join(ROOT, 'configs'), tmp_path / 'configs')
+    with pytest.raises(UserError) as error:
+        test.main([*arguments, '--model', 'bicubic', '--gpu', 'cpu'])
+    assert all(word in str(error.value) for word in words) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('text', ['[]', 'tests: 3', 'tests: [{data: a}]', 'suites: [x]\ntests: []', 'tests: []',
+                                  'tests: [{data: a, hr: b, metric: luma, scales: [2]}]',
+                                  'tests: [{data: a, hr: b, metric: rgb, scales: []}]'])
+def test_wrong_suites_are_told_in_one_line(text, tmp_path):
+    (tmp_path / 's.yaml').write_text(text)
+    with pytest.raises(UserError) as error:
+        read_suite(str(tmp_path / 's.yaml'))
+    assert 's.yaml' in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_network_of_one_scale_is_measured_there(load, tmp_path):
+    spec = {'name': 'liif', 'args': {'encoder_spec': {'name': 'edsr-baseline', 'args': {
+        'n_resblocks': 1, 'n_feats': 8, 'scale': 3}}}}
+    outcome = run_suite(read_suite('benchmark', ['2', '3'], load), [save_model(tmp_path / 'x3.pth', spec)], CPU,
+                        str(tmp_path))
+    assert {run['scale'] for run in outcome.runs} == {'3'} and len(outcome.runs) == 4
+    assert 'x3 enlarges by 3 alone: not Set5 x2' in outcome.left_out[0] and not outcome.problems
+
+
+def test_pooled_psnr_is_named(model, load, tmp_path):
+    config = load_config(os.path.join(ROOT, 'configs/test/test-div2k-2.yaml'), ['test_dataset.batch_size=2'], 'test',
+                         check_paths=False)
+    (tmp_path / 'pooled-2.yaml').write_text(json.dumps(config))
+    suite = write_suite(tmp_path / 's.yaml', {'data': 'DIV2K', 'config': str(tmp_path / 'pooled-{scale}.yaml'),
+                                              'scales': [2]})
+    outcome = run_suite(read_suite(suite, None, load), [model], CPU, str(tmp_path))
+    one, = run_suite(read_suite('div2k', ['2'], load), [model], CPU, str(tmp_path)).runs
+    pooled = -10 * math.log10(np.mean([10 ** (-row['psnr'] / 10) for row in one['per_image']]))
+    assert outcome.runs[0]['psnr'] == pytest.approx(pooled, abs=1e-4) and len(outcome.runs[0]['per_image']) == 1
+    assert 'DIV2K: the squared error is pooled over batches of 2 images' in report.write(str(tmp_path), 's', outcome)
+
+
+@pytest.mark.parametrize('text, wanted', [
+    ('save/_my-run/epoch-last.pth', 'my-run'), ('weights/small/model.pth', 'small'), ('a/RDN.pth', 'RDN'),
+    ('save/_my-run/epoch-best.pth', 'my-run epoch-best'), ('bicubic', 'bicubic'), ('A b=x/y.pth', 'A b')])
+def test_labels(text, wanted):
+    assert split_label(text)[0] == wanted
+
+
+# Beside the published figures.
+
+def test_published_figures_are_plausible():
+    for table in report.paper()['tables'].values():
+        assert table['source'] and len(table['scales']) == len(set(table['scales']))
+        for rows in table['data'].values():
+            for figures in rows.values():
+                there = [v for v in figures if v is not None]
+                assert len(figures) == len(table['scales']) and all(19 < v < 39 for v in there)
+                assert there == sorted(there, reverse=True)  # a larger scale is harder
+
+
+@pytest.mark.parametrize('number', TABLES)
+def test_models_of_the_paper_are_compared_with_their_rows(number):
+    data = next(iter(report.paper()['tables'][number]['data']))
+    for row, networks in TABLES[number][1].items():
+        assert row in report.paper_figures(data) or (number, row) == ('2', 'Bicubic')
+        for name in networks:
+            spec, trained = {'name': 'bicubic', 'args': {}}, None
+            if name != 'bicubic':
+                config = load_config(os.path.join(ROOT, 'configs', f'{name}.yaml'), check_paths=False)
+                spec, trained = config['model'], config['train_dataset']['wrapper']
+            assert report.paper_row({'label': 'mine', 'spec': spec, 'trained_with': trained}, data) == row
+
+
+def test_other_models_are_compared_with_a_row_only_when_labelled_so():
+    about = {'label': 'mine', 'spec': small_spec(), 'trained_with': None}
+    assert report.paper_row(about, 'DIV2K') is None
+    assert report.paper_row({**about, 'label': 'EDSR-baseline-LIIF'}, 'DIV2K') == 'EDSR-baseline-LIIF'
+    assert report.paper_row({**about, 'label': 'EDSR-baseline-LIIF'}, 'Set5') is None  # none published
+
+
+def made_up(label, scale, psnr, data='DIV2K', date='2024-01-01', **options):
+    return {'format': 'liif-run-1', 'model': {'label': label, 'spec': small_spec(), 'parameters': 10, 'sha256': '0' * 64,
+                                              'epoch': None},
+            'data': data, 'scale': scale, 'config': {'eval_type': 'div2k-2'}, 'date': date, 'pooled_over': 1,
+            'options': {'precision': 'float32', 'self_ensemble': False, 'ema': False, **options}, 'psnr': psnr,
+            'device': 'cpu', 'versions': {'torch': '2'}, 'per_image': []}
+
+
+def test_cells():
+    text = report.tables([made_up('RDN-LIIF', '12', 23.99), made_up('RDN-LIIF', '2', 34.9), made_up('mine', '2', 30.0),
+                          made_up('mine', '2.5', 29.0, self_ensemble=True, precision='bf16')])
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines() if line.startswith('|')]
+    assert len({len(line) for line in text.splitlines() if line.startswith('|')}) == 1  # columns line up
+    assert rows[0] == ['data', 'model', 'x2', 'x2.5', 'x12'] and rows[2:5] == [
+        ['DIV2K', 'RDN-LIIF', '34.90 (34.99, -0.09)', '', '23.99 (23.89, +0.10)'], ['DIV2K', 'mine', '30.00', '', ''],
+        ['DIV2K', 'mine, bf16, self-ensemble', '', '29.00', '']]
+    assert rows[5:] == [['DIV2K', 'Bicubic (published)', '31.01', '', '22.27'],
+                        ['DIV2K', 'EDSR-baseline-LIIF (published)', '34.67', '', '23.71']]
+
+
+def test_the_newest_result_counts(tmp_path):
+    for name, psnr, date in (('a', 1.0, '2024-01-02'), ('b', 2.0, '2024-03-01'), ('c', 3.0, '2024-02-01')):
+        (tmp_path / f'{name}.json').write_text(json.dumps(made_up('m', '2', psnr, date=date)))
+    (tmp_path / 'other.json').write_text('[1]')
+    assert [run['psnr'] for run in report.read_results([str(tmp_path)])] == [2.0]
+    (tmp_path / 'empty').mkdir()
+    for path in ('empty', 'nowhere'):
+        with pytest.raises(UserError):
+            report.read_results([str(tmp_path / path)])
+
+
+def test_readme_takes_the_committed_results(tmp_path):
+    os.makedirs(tmp_path / 'weights' / 'small')
+    results = tmp_path / 'weights' / 'small' / 'results.json'
+    readme = tmp_path / 'README.md'
+
+    def write(psnr):
+        results.write_text(json.dumps({'format': 'liif-results-1', 'suite': 's', 'runs': [made_up('small', '2', psnr)]}))
+        report.write_readme(str(readme), str(tmp_path))
+        return readme.read_text()
+
+    before, after = '# Title\n\n<!-- results:start -->\n', '<!-- results:end -->\nthe end\n'
+    readme.write_text(before + 'old\n' + after)
+    first = write(31.234)
+    assert first.startswith(before) and first.endswith(after) and 'old' not in first and '| 31.23 ' in first
+    assert write(31.234) == first and '| 32.00 ' in write(32.0)
+    readme.write_text('# Title\n')
+    with pytest.raises(UserError, match='results:start'):
+        write(31.0)
+    assert readme.read_text() == '# Title\n'
+
+
+# Figures.
+
+def test_psnr_curves():
+    from scripts import plot
+    runs = [made_up('RDN-LIIF', scale, psnr) for scale, psnr in (('30', 20.0), ('2', 34.0), ('2x3', 30.0), ('1', 'inf'))]
+    report_read, report.read_results = report.read_results, lambda paths: runs
+    try:
+        curves = plot.psnr_curves(['x'])
+        with pytest.raises(UserError, match='DIV2K'):
+            plot.psnr_curves(['x'], 'Set5')
+    finally:
+        report.read_results = report_read
+    assert curves['RDN-LIIF'] == [(2.0, 34.0), (30.0, 20.0)]
+    assert curves['RDN-LIIF (published)'][0] == (2.0, 34.99) and len(curves) == 2
+
+
+def test_training_curves(tmp_path):
+    from scripts import plot
+    (tmp_path / '_run').mkdir()
+    (tmp_path / '_run' / 'log.txt').write_text(
+        'model: liif\nepoch 1/3: rate 0.001, loss 0.250000, val psnr 24.5000 (best 24.5000), 1.0s of 3.0s\n'
+        'epoch 2/3: rate 0.001, loss 0.200000, 2.0s of 3.0s\nresuming from x\n'
+        'epoch 2/3: rate 0.001, loss 0.190000, 2.0s of 3.0s\n')
+    losses, psnr = plot.training_curves([str(tmp_path / '_run')])
+    assert losses == {'run': [(1, 0.25), (2, 0.19)]} and psnr == {'run': [(1, 24.5)]}
+    with pytest.raises(UserError, match='log.txt'):
+        plot.training_curves([str(tmp_path)])
+
+
+def test_plot_writes_a_picture(tmp_path):
+    pytest.importorskip('matplotlib')
+    from scripts import plot
+    case = {'input': [10, 20], 'scale': 2, **{name: {side: {'encode': 1.0, 'decode': 2.0} for side in
+                                                     ('fast', 'textbook')} for name in ('float32', 'bf16')}}
+    memory = {'input': [10, 20], 'scale': 2, 'fast': {'beyond_output_mb': 3.0}, 'textbook': {'beyond_output_mb': None}}
+    (tmp_path / 'cpu.json').write_text(json.dumps({
+        'machine': {'name': 'X'}, 'decode': {'result': {'cases': [case]}},
+        'memory': {'result': {'cases': [memory], 'curve': []}}}))
+    seconds, megabytes = plot.cost_curves([str(tmp_path)])
+    assert seconds['here, bf16, X'] == [(0.0008, 3.0)] and megabytes == {'here, X': [(0.0008, 3.0)]}
+    plot.main(['cost', str(tmp_path), '--output', str(tmp_path / 'figures' / 'cost.png')])
+    assert Image.open(tmp_path / 'figures' / 'cost.png').width > 500
+    with pytest.raises(UserError, match='.png'):
+        plot.main(['cost', str(tmp_path), '--output', 'cost.doc'])

@@ -1,0 +1,102 @@
+"""The Python API: the documented example as it stands, and what goes in and out."""
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from engine.checkpoint import save_checkpoint
+from engine.rendering.api import load_renderer, to_numpy, to_tensor
+from tests.common import fill_model, small_model, small_spec
+from tests.conftest import ROOT
+from utils import UserError
+
+
+def save_small(path, **args):
+    save_checkpoint(str(path), {'model': {**small_spec(**args), 'sd': small_model(**args).state_dict()}, 'epoch': 1})
+    return str(path)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with model.pth and photo.png, 40x30."""
+    save_small(tmp_path / 'model.pth')
+    pixels = np.random.default_rng(1).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / 'photo.png')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_documented_example_runs_as_it_stands(folder):
+    with open(os.path.join(ROOT, 'docs', 'api.md')) as f:
+        blocks = re.findall(r'^```python\n(.*?)^```', f.read(), re.M | re.S)
+    assert len(blocks) >= 4 and len(blocks[0].strip().splitlines()) == 5  # an import, and three lines
+    names = {}
+    for block in blocks:
+        exec(compile(block, 'docs/api.md', 'exec'), names)
+    assert names['large'].shape == (3, 300, 400) and names['large'].dtype == torch.float32
+    assert names['detail'].shape == (3, 240, 320) and names['frame'].shape == (3, 120, 160)
+    assert names['pixels'].shape == (96, 128, 3) and names['pixels'].dtype == np.uint8
+    assert names['deep'].dtype == np.uint16 and abs(names['deep'] / 257 - names['pixels']).max() <= 0.51
+    with Image.open('large.png') as written:
+        assert written.size == (400, 300)
+        assert (np.asarray(written) == to_numpy(names['renderer'].encode(to_tensor('photo.png')).render(
+            (300, 400), dtype='uint8'))).all()
+
+
+def test_a_region_is_a_part_of_the_whole(folder):
+    scene = load_renderer('model.pth', gpu='cpu').encode(to_tensor('photo.png'))
+    whole = scene.render((120, 160))
+    assert (scene.render((40, 80), region=(10, 5, 20, 10)) - whole[:, 20:60, 40:120]).abs().max() < 1e-5
+
+
+def test_everything_that_holds_a_picture():
+    pixels = np.random.default_rng(2).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    wanted = torch.from_numpy(pixels).permute(2, 0, 1) / 255
+    for image in (pixels, pixels.astype(np.uint16) * 257, pixels / 255, Image.fromarray(pixels), wanted,
+                  torch.from_numpy(pixels).permute(2, 0, 1), pixels[::-1][::-1]):
+        found = to_tensor(image)
+        assert found.dtype == torch.float32 and (found - wanted).abs().max() < 1e-6
+    grey = to_tensor(pixels[..., 0])
+    assert grey.shape == (3, 5, 7) and (grey - wanted[0]).abs().max() < 1e-6
+    assert (to_numpy(wanted) == pixels / np.float32(255)).all()
+
+
+@pytest.mark.parametrize('image, words', [
+    (np.zeros((4, 5, 4), np.uint8), r'\(4, 5, 4\)'), (np.zeros((4, 5, 3), np.int64), 'int64'),
+    (torch.zeros(4, 5), r'\(4, 5\)'), ([1, 2], 'list'), ('missing.png', 'does not exist')])
+def test_what_is_no_picture(image, words):
+    with pytest.raises(UserError, match=words):
+        to_tensor(image)
+
+
+@pytest.mark.parametrize('call, words', [
+    (lambda r: r.encode('photo.png'), 'to_tensor'), (lambda r: r.encode(torch.rand(4, 5)), '(3, height, width)'),
+    (lambda r: r.encode(torch.rand(3, 4, 5)).render(5), 'found 5'),
+    (lambda r: r.encode(torch.rand(3, 4, 5)).render((5, 2.5)), 'whole numbers'),
+    (lambda r: r.encode(torch.rand(3, 4, 5)).render((5, 0)), 'whole numbers'),
+    (lambda r: r.encode(torch.rand(3, 4, 5)).render((5, 6), dtype='int8'), 'uint16')])
+def test_wrong_arguments_are_told_in_one_line(folder, call, words):
+    with pytest.raises(UserError) as error:
+        call(load_renderer('model.pth', gpu='cpu'))
+    assert words in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_checkpoint_without_a_decoder(tmp_path):
+    import models
+    spec = {'name': 'liif', 'args': {'encoder_spec': {'name': 'edsr-baseline', 'args': {
+        'n_resblocks': 1, 'n_feats': 8, 'scale': 2}}}}
+    for spec in (spec, spec['args']['encoder_spec']):
+        path = str(tmp_path / 'plain.pth')
+        save_checkpoint(path, {'model': {**spec, 'sd': fill_model(models.make(spec)).state_dict()}})
+        with pytest.raises(UserError, match='no decoder'):
+            load_renderer(path, gpu='cpu')
+
+
+def test_the_weights_of_the_project_are_the_default(tmp_path, monkeypatch, capsys):
+    path = save_small(tmp_path / 'model.pth')
+    monkeypatch.setattr('engine.rendering.api.default_model', lambda: path)
+    assert load_renderer(gpu='cpu', precision='bf16').precision == 'bf16'
+    assert 'which comes with the project' in capsys.readouterr().err

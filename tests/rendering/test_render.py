@@ -1,0 +1,179 @@
+"""Rendering: any size and region, tiles, self-ensemble, precision; equal to the model queried directly."""
+import pytest
+import torch
+
+import models
+from engine.rendering.renderer import Renderer
+from models import textbook
+from tests.common import small_model, small_spec
+from utils import UserError, make_coord
+
+
+IMG = torch.rand(3, 37, 53, generator=torch.Generator().manual_seed(0))
+
+
+def direct(model, size):
+    """The whole image by the textbook formula, de-normalized and clamped."""
+    coord = make_coord(size)[None]
+    with torch.no_grad():
+        rgb = textbook.predict(model, (IMG[None] - 0.5) / 0.5, coord,
+                               torch.tensor([2 / size[0], 2 / size[1]]).expand_as(coord))
+    return (rgb[0].mT.reshape(3, *size) * 0.5 + 0.5).clamp(0, 1)
+
+
+@pytest.mark.parametrize('size', [(111, 159), (37, 53), (20, 200), (1, 1), (50, 30)])
+@pytest.mark.parametrize('switches', [{}, {'local_ensemble': False}, {'feat_unfold': False}])
+def test_equals_the_textbook_whole_or_in_tiles(size, switches):
+    model = small_model(**switches)
+    wanted = direct(model, size)
+    for options in ({}, {'tile': 8}, {'tile': 1 << 20}, {'chunk': 7}, {'memory': 100_000}):
+        assert (Renderer(model, **options).encode(IMG).render(size) - wanted).abs().max() <= 1e-5, options
+
+
+def test_a_budget_makes_tiles():
+    renderer = Renderer(small_model(), memory=2_000_000)
+    assert renderer.encode(torch.rand(3, 100, 300)).tile < 100 <= Renderer(small_model()).encode(IMG).tile * 2
+
+
+@pytest.mark.parametrize('tile', [None, 9])
+def test_a_region_is_the_crop_of_the_whole(tile):
+    scene = Renderer(small_model(), tile=tile).encode(IMG)
+    whole = scene.render((111, 159))
+    part = scene.render((60, 90), region=(10, 5, 30, 20))
+    assert (part - whole[:, 15:75, 30:120]).abs().max() <= 1e-5
+    tall = scene.render((37 * 4, 53 * 3))
+    part = scene.render((10, 21), region=(7, 3.5, 7, 2.5))  # fractions, anisotropic
+    assert (part - tall[:, 14:24, 21:42]).abs().max() <= 1e-5
+
+
+def test_a_region_far_below_a_pixel():
+    out = Renderer(small_model()).encode(IMG).render((20, 30), region=(11.25, 8.5, 0.3, 0.2))
+    assert out.shape == (3, 20, 30) and out.isfinite().all()
+
+
+def test_rectangles_cover_the_output_once():
+    for options in ({}, {'tile': 10}, {'tile': 10, 'self_ensemble': True}):
+        covered = torch.zeros(70, 90, dtype=torch.int)
+        for top, left, rgb in Renderer(small_model(), **options).encode(IMG).rectangles((70, 90)):
+            covered[top:top + rgb.shape[1], left:left + rgb.shape[2]] += 1
+        assert (covered == 1).all()
+
+
+def test_self_ensemble_is_the_mean_over_the_symmetries():
+    model = small_model()
+    found = Renderer(model, self_ensemble=True).encode(IMG).render((74, 106))
+    assert (Renderer(model, self_ensemble=True, tile=11).encode(IMG).render((74, 106)) - found).abs().max() <= 1e-5
+    outs = []
+    linear = {'inp': {'sub': [0.5], 'div': [0.5]}, 'gt': {'sub': [0.5], 'div': [0.01]}}  # nothing is clamped
+    for k in range(4):
+        for flip in (False, True):
+            img = torch.rot90(IMG, k, (1, 2))
+            img = img.flip(2) if flip else img
+            out = Renderer(model, linear).encode(img).render((img.shape[1] * 2, img.shape[2] * 2))
+            out = out.flip(2) if flip else out
+            outs.append(torch.rot90(out, -k, (1, 2)))
+    mean = torch.stack(outs).mean(0)
+    ours = Renderer(model, linear, self_ensemble=True).encode(IMG).render((74, 106))
+    assert 0 < mean.min() and mean.max() < 1
+    assert (ours - mean).abs().max() <= 1e-5
+
+
+def test_types():
+    scene = Renderer(small_model()).encode(IMG)
+    exact = scene.render((50, 60))
+    assert torch.equal(scene.render((50, 60), dtype=torch.uint8), (exact * 255 + 0.5).to(torch.uint8))
+    deep = scene.render((50, 60), dtype='uint16').numpy()
+    assert deep.dtype == 'uint16' and abs(deep / 65535 - exact.numpy()).max() <= 0.51 / 65535
+
+
+def test_progress_counts_every_pixel():
+    seen = []
+    Renderer(small_model(), tile=16).encode(IMG).render((40, 50), progress=seen.append)
+    assert sum(seen) == 2000 and len(seen) > 4
+
+
+def test_cell_clip():
+    """Beyond the trained scale the cell stays; up to it nothing changes."""
+    model = small_model()
+    assert torch.equal(Renderer(model, cell_clip=4).encode(IMG).render((74, 106)),
+                       Renderer(model).encode(IMG).render((74, 106)))
+    clipped = Renderer(model, cell_clip=2).encode(IMG).render((148, 212))
+    coord = make_coord((148, 212))[None]
+    with torch.no_grad():
+        rgb = model((IMG[None] - 0.5) / 0.5, coord, torch.tensor([2 / 74, 2 / 106]).expand_as(coord))
+    assert (clipped - (rgb[0].mT.reshape(3, 148, 212) * 0.5 + 0.5).clamp(0, 1)).abs().max() <= 1e-5
+
+
+def test_half_precision_and_its_fallback():
+    model = small_model()
+    exact = Renderer(model).encode(IMG).render((74, 106))
+    scene = Renderer(model, precision='bf16').encode(IMG)
+    assert (scene.render((74, 106)) - exact).abs().max() < 0.05 and not scene.redone
+
+    class Overflowing(type(model)):  # stands for a model whose half-precision values overflow
+        def decode_grid(self, codes, *args, **kwargs):
+            out = super().decode_grid(codes, *args, **kwargs)
+            return out * float('inf') if codes.table.dtype != torch.float32 else out
+
+    model.__class__ = Overflowing
+    scene = Renderer(model, precision='bf16').encode(IMG)
+    assert torch.equal(scene.render((74, 106)), exact) and scene.redone
+
+
+def test_models_with_the_protocol_alone():
+    """A model that only has gen_feat and query_rgb renders too, with two scenes in turn."""
+    inner = small_model()
+
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = inner
+
+        def gen_feat(self, inp):
+            return self.inner.gen_feat(inp)
+
+        def query_rgb(self, coord, cell):
+            return self.inner.query_rgb(coord, cell)
+
+    renderer = Renderer(Plain(), chunk=100)
+    a, b = renderer.encode(IMG), renderer.encode(IMG.flip(2))
+    first = a.render((41, 60))
+    b.render((41, 60))
+    assert torch.equal(a.render((41, 60)), first)
+    assert (first - Renderer(inner).encode(IMG).render((41, 60))).abs().max() <= 1e-6
+
+
+def test_a_global_encoder_says_it_cannot_be_tiled():
+    spec = {**small_spec(), 'args': {**small_spec()['args'], 'encoder_spec': {
+        'name': 'rcan', 'args': {'n_resgroups': 1, 'n_resblocks': 1, 'n_feats': 16, 'no_upsampling': True}}}}
+    model = models.make(spec)
+    with pytest.raises(UserError, match='cannot be rendered in tiles'):
+        Renderer(model, tile=16)
+    assert Renderer(model, memory=1000).encode(IMG).render((10, 10)).shape == (3, 10, 10)
+
+
+def test_out_of_memory_shrinks_the_tiles():
+    model = small_model()
+    wanted = Renderer(model).encode(IMG).render((74, 106))
+
+    class Tight(type(model)):  # stands for a GPU that cannot hold a large window
+        def encode(self, inp, window=None):
+            if window is None or (window[2] - window[0]) > 36:
+                raise torch.OutOfMemoryError('pretended')
+            return super().encode(inp, window)
+
+    model.__class__ = Tight
+    scene = Renderer(model).encode(IMG)
+    assert (scene.render((74, 106)) - wanted).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize('size, region, words', [
+    ((0, 5), None, 'at least 1 pixel'),
+    ((5, 5), (-1, 0, 5, 5), 'inside the image of 53x37'),
+    ((5, 5), (50, 0, 5, 5), 'inside the image of 53x37'),
+    ((5, 5), (0, 0, 0, 5), 'inside the image of 53x37'),
+    ((5, 5), (float('nan'), 0, 5, 5), 'inside the image of 53x37'),
+])
+def test_bad_sizes_and_regions(size, region, words):
+    with pytest.raises(UserError, match=words):
+        Renderer(small_model()).encode(IMG).render(size, region)

@@ -1,0 +1,121 @@
+"""The paper's tables, from training to the table, on tiny data; and what happens in between."""
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from engine.evaluation.report import paper
+from scripts import reproduce
+from tests.common import ROOT
+from utils import UserError
+
+
+PROGRAM = os.path.join(ROOT, 'scripts', 'reproduce.py')
+# Cells of the tables that a row of networks for x2, x3 and x4 leaves empty, and that were published for none.
+FIXED = {'EDSR-baseline': 3, 'RDN': 3}
+
+
+def tables_in(text):
+    """{table: {(data, row): cells}} of the measured rows that the program printed."""
+    tables = {}
+    for number, part in re.findall(r'^Table (\d): (.*?)(?=^==|\Z)', text, re.MULTILINE | re.DOTALL):
+        rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in part.splitlines()
+                if line.startswith('| ') and not line.startswith('| data')]
+        tables[number] = {tuple(row[:2]): row[2:] for row in rows if '(published)' not in row[1]}
+    return tables
+
+
+def test_smoke_walks_all_four_tables(tmp_path):
+    out = subprocess.run([sys.executable, PROGRAM, '--smoke', '--gpu', 'cpu'], cwd=tmp_path, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr[-2000:]
+    assert os.listdir(tmp_path) == []  # it works in a folder of its own
+    assert out.stdout.splitlines()[-1].startswith('smoke: every cell')
+    tables = tables_in(out.stdout)
+    assert set(tables) == set(reproduce.TABLES)
+    for number, (_, rows) in reproduce.TABLES.items():
+        published = paper()['tables'][number]
+        assert set(tables[number]) == {(data, row) for data in published['data'] for row in rows}
+        for (data, row), cells in tables[number].items():
+            measured = [cell for cell in cells if re.match(r'\d+\.\d\d', cell)]
+            assert len(measured) == FIXED.get(row, len(published['scales'])) <= len(cells), (data, row, cells)
+            figures = published['data'][data].get(row)
+            if figures:  # each beside its own published figure
+                for cell, figure in zip(cells, figures):
+                    assert figure is None or f'({figure:.2f}, ' in cell, (data, row, cell)
+    # Networks that several tables share are trained once.
+    assert len(re.findall(r'^== train-', out.stdout, re.MULTILINE)) == 21
+
+
+def test_plan_says_what_is_missing_and_what_it_costs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    reproduce.main(['1', '3', '--plan'])
+    text = capsys.readouterr().out
+    assert text.count('train-div2k/train_edsr-baseline-liif:') == 1
+    assert '0 of 1000 epochs done; cost of all: 1000 epochs of 1000 steps' in text
+    assert 'there is no ./load/div2k/DIV2K_train_HR' in text and 'table 3: 8 rows at DIV2K x2, ' in text
+    assert os.listdir(tmp_path) == []
+
+
+def test_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    reproduce.write_tiny_data('load')
+    sets = reproduce.smoke_overrides(os.path.join(ROOT, 'configs', 'train-celebAHQ', 'train_celebAHQ-64-128_liif.yaml'))
+    command = ['4', '--rows', 'LIIF', '--gpu', 'cpu', *(f'--set={value}' for value in sets)]
+    ran = []
+
+    def failing(argv):  # the second training finds no space on the disk, say
+        ran.append(os.path.basename(argv[argv.index('--config') + 1]))
+        return 2 if '32-256' in ran[-1] and len(ran) == 2 else reproduce.run_here(argv)
+
+    monkeypatch.setattr(reproduce, 'run_apart', failing)
+    with pytest.raises(UserError, match='32-256_liif: train_liif.py ended with 2'):
+        reproduce.main(command)
+    text = capsys.readouterr().out
+    assert re.search(r'\| LIIF +\| \d+\.\d\d \(35.96, [^|]*\) *\|$', text, re.MULTILINE)  # the other half is there
+    reproduce.main(command)
+    text = capsys.readouterr().out
+    assert ran == [f'train_celebAHQ-{s}_liif.yaml' for s in ('64-128', '32-256', '32-256')]
+    assert 'done (save/_train_celebAHQ-64-128_liif/epoch-last.pth)' in text and '64 -> 128: ' in text
+    assert len(re.findall('measured before', text)) == 1 and len(tables_in(text)['4'][('CelebA-HQ', 'LIIF')]) == 2
+    reproduce.main(command)
+    assert len(ran) == 3 and len(re.findall('measured before', capsys.readouterr().out)) == 2
+
+
+def test_missing_data_costs_its_rows_only(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    reproduce.write_tiny_data('load')
+    os.rename('load/div2k/DIV2K_train_HR', 'load/away')
+    with pytest.raises(UserError, match='train_edsr-baseline-liif: there is no ./load/div2k/DIV2K_train_HR'):
+        reproduce.main(['1', '--rows', 'Bicubic', 'EDSR-baseline-LIIF', '--gpu', 'cpu'])
+    rows = tables_in(capsys.readouterr().out)['1']
+    assert list(rows) == [('DIV2K', 'Bicubic')] and len(rows[('DIV2K', 'Bicubic')]) == 8
+
+
+@pytest.mark.parametrize('arguments, words', [([], '1 (DIV2K)'), (['5'], '5'), (['1', '--rows', 'SwinIR'], 'SwinIR')])
+def test_wrong_arguments(arguments, words):
+    with pytest.raises(UserError) as error:
+        reproduce.main(arguments)
+    assert words in str(error.value) and '\n' not in str(error.value)
+
+
+def test_signals_reach_the_training_once_and_it_may_finish(tmp_path):
+    child = tmp_path / 'child.py'
+    child.write_text('import pathlib, signal, sys, time\n'
+                     'count = []\n'
+                     'signal.signal(signal.SIGTERM, lambda *_: count.append(1))\n'
+                     f'pathlib.Path({str(tmp_path / "ready")!r}).touch()\n'
+                     'while not count:\n    time.sleep(0.05)\n'
+                     'time.sleep(1)\n'
+                     f'pathlib.Path({str(tmp_path / "saved")!r}).write_text(str(len(count)))\n'
+                     'sys.exit(143)\n')
+    parent = subprocess.Popen([sys.executable, '-c', f'import sys; sys.path.insert(0, {ROOT!r})\n'
+                               f'from scripts import reproduce\nsys.exit(reproduce.run_apart([{str(child)!r}]))'])
+    while not (tmp_path / 'ready').exists():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.send_signal(signal.SIGTERM)
+    assert parent.wait(timeout=60) == 143 and (tmp_path / 'saved').read_text() == '1'

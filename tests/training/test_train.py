@@ -1,0 +1,409 @@
+"""The training step, the schedules, the run folder, devices: small things, in this process."""
+import copy
+import itertools
+import math
+import os
+import re
+import signal
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import test
+import train_liif
+from datasets.batch import unpack
+from engine import runtime
+from engine.checkpoint import load_checkpoint, load_model
+from engine.config import load_config
+from engine.schema import TRAIN
+from engine.training import loop
+from engine.training.optim import learning_rate, make_optimizer
+from engine.training.run_folder import RunFolder, folder_name
+from engine.training.state import State, agree, compare
+from tests.survival import make_images, tiny_config, write_config
+from utils import UserError
+
+
+CPU = torch.device('cpu')
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A checked tiny config."""
+    return load_config(write_config(tmp_path / 'c.yaml', tiny_config(make_images(tmp_path / 'images'))))
+
+
+def loader_of(config):
+    return loop.open_data(config, 'train_dataset', CPU, 0, Quiet())
+
+
+class Quiet:
+    active = False
+
+    def log(self, text):
+        pass
+
+
+def steps(config, count, state=None):
+    """The state after some steps, and their (loss, norm)."""
+    loader = loader_of(config)
+    loop.seed_globals(0)
+    state = state or State(config, CPU, len(loader.batch_sampler))
+    found = []
+    for batch in itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), count):
+        loss, norm = loop.train_step(state.model, state, unpack(batch, CPU), config['optimizer']['args']['lr'])
+        found.append((loss.item(), norm.item()))
+    return state, found
+
+
+# The step.
+
+def test_a_step_is_l1_on_normalized_values_and_adam(config):
+    """Against the same written out by hand, from the published form of the batch."""
+    loader = loader_of(config)
+    torch.manual_seed(3)
+    state = State(config, CPU, 3)
+    model = copy.deepcopy(state.model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for batch in loader:
+        loss, _ = loop.train_step(state.model, state, unpack(batch, CPU), 1e-3)
+        inp, gt = batch['inp'].float() / 255 * 2 - 1, batch['gt'].float() / 255 * 2 - 1
+        wanted = (model(inp, batch['coord'], batch['cell'].expand_as(batch['coord'])) - gt).abs().mean()
+        optimizer.zero_grad()
+        wanted.backward()
+        optimizer.step()
+        assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    for a, b in zip(state.model.parameters(), model.parameters()):
+        assert (a - b).abs().max() <= 2e-4  # Adam divides by the gradient's size: rounding of tiny ones shows
+
+
+def test_all_pixels_as_queries_give_the_loss_of_their_coordinates(config):
+    del config['train_dataset']['wrapper']['args']['sample_q']
+    config['train_dataset']['wrapper']['args'].update(scale_min=2, scale_max=2)
+    batch = unpack(next(iter(loader_of(config))), CPU)
+    assert batch['coord'] is None
+    losses = []
+    for coord in (None, loop.all_pixels(batch)):
+        torch.manual_seed(0)
+        state = State(config, CPU, 3)
+        losses.append(loop.train_step(state.model, state, {**batch, 'coord': coord}, 1e-3)[0].item())
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize('optimizer', [{'name': 'adam', 'args': {'lr': 1e-2}},
+                                       {'name': 'sgd', 'args': {'lr': 0.02, 'momentum': 0.9}}])
+@pytest.mark.parametrize('precision', ['float32', 'bf16'])
+def test_training_lowers_the_loss(tmp_path, optimizer, precision):
+    """On images of one colour each, which can be learned."""
+    folder = make_images(tmp_path / 'images')
+    for i, name in enumerate(sorted(os.listdir(folder))):
+        Image.fromarray(np.full((24, 30, 3), 40 * i, dtype=np.uint8)).save(os.path.join(folder, name))
+    changes = {'optimizer': optimizer, 'precision': precision}
+    _, found = steps(load_config(write_config(tmp_path / 'c.yaml', tiny_config(folder, **changes))), 90)
+    losses = [loss for loss, _ in found]
+    assert sum(losses[-15:]) < 0.5 * sum(losses[:15])
+
+
+def test_gradient_clipping_bounds_the_step(config):
+    config = {**config, 'optimizer': {'name': 'sgd', 'args': {'lr': 1.0}}, 'grad_clip': 1e-3}
+    state = State(config, CPU, 3)
+    before = [p.detach().clone() for p in state.model.parameters()]
+    state, found = steps(config, 1, state)
+    moved = math.sqrt(sum((p - b).pow(2).sum().item() for p, b in zip(state.model.parameters(), before)))
+    assert found[0][1] > 1e-3 and moved == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_averaged_weights_are_the_formula(config):
+    config = {**config, 'ema': 0.75}
+    state = State(config, CPU, 3)
+    wanted = {key: value.clone() for key, value in state.model.state_dict().items()}
+    for _ in range(3):
+        state, _ = steps(config, 1, state)
+        wanted = {key: 0.75 * wanted[key] + 0.25 * value for key, value in state.model.state_dict().items()}
+    assert all(torch.allclose(state.ema[key], wanted[key], atol=1e-7) for key in wanted)
+    assert not torch.equal(state.ema['imnet.layers.0.weight'], state.model.state_dict()['imnet.layers.0.weight'])
+
+
+def test_half_precision_needs_cuda(config):
+    with pytest.raises(UserError, match='fp16 is for CUDA'):
+        State({**config, 'precision': 'fp16'}, CPU, 3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+def test_half_precision_on_cuda(config):
+    device = torch.device('cuda')
+    state = State({**config, 'precision': 'fp16'}, device, 3)
+    for batch in loader_of(config):
+        loss, _ = loop.train_step(state.model, state, unpack(batch, device), 1e-3)
+    assert math.isfinite(loss.item()) and state.checkpoint()['train']['scaler']
+
+
+@pytest.mark.parametrize('spec, words', [
+    ({'name': 'adamm', 'args': {'lr': 1}}, 'known: adam, sgd'),
+    ({'name': 'adam', 'args': {'lr': 1, 'momentum': 0.9}}, 'momentum'),
+    ({'name': 'adam', 'args': {'lr': -1}}, 'learning rate')])
+def test_wrong_optimizers(spec, words):
+    with pytest.raises(UserError, match=words):
+        make_optimizer([torch.nn.Parameter(torch.zeros(1))], spec)
+
+
+# The schedule.
+
+def schedule(epochs, count, **config):
+    """The rate of every step of `epochs` epochs of `count` steps."""
+    config = {'optimizer': {'args': {'lr': 0.8}}, 'epoch_max': epochs, **config}
+    return [learning_rate(config, epoch, step, count) for epoch in range(1, epochs + 1) for step in range(count)]
+
+
+def test_multi_step_is_that_of_torch_once_an_epoch():
+    args = {'milestones': [2, 3, 7], 'gamma': 0.5}
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.8)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, **args)
+    wanted = []
+    for _ in range(9):
+        wanted += [optimizer.param_groups[0]['lr']] * 4
+        optimizer.step()
+        scheduler.step()
+    assert schedule(9, 4, multi_step_lr=args) == pytest.approx(wanted)
+    assert schedule(9, 4, lr_scheduler={'name': 'multi-step', 'args': args}) == pytest.approx(wanted)
+    assert schedule(2, 4) == [0.8] * 8
+
+
+def test_cosine_and_warm_up():
+    found = schedule(10, 5, lr_scheduler={'name': 'cosine', 'args': {'min_lr': 0.1}})
+    assert found == pytest.approx([0.1 + 0.7 * (1 + math.cos(math.pi * i / 50)) / 2 for i in range(50)])
+    found = schedule(10, 5, lr_scheduler={'name': 'cosine', 'args': {'warmup_epochs': 2, 'epochs': 8}})
+    assert found[:10] == pytest.approx([0.8 * (i + 1) / 10 for i in range(10)])
+    assert found[25] == pytest.approx(0.4) and found[40:] == pytest.approx([0] * 10)  # half way; at the end
+    found = schedule(4, 5, lr_scheduler={'name': 'multi-step', 'args': {'milestones': [2], 'warmup_epochs': 1}})
+    assert found == pytest.approx([0.8 * (i + 1) / 5 for i in range(5)] + [0.8] * 5 + [0.08] * 10)
+    with pytest.raises(UserError, match='known: multi-step, cosine'):
+        schedule(1, 1, lr_scheduler={'name': 'linear', 'args': {}})
+
+
+# What may be resumed.
+
+def test_differences_of_configs():
+    assert compare({'a': {'b': 1, 'c': [1, 2]}, 'd': None}, {'a': {'b': 1.0, 'c': [1, 2]}, 'e': {}}) == []
+    assert compare({'a': {'b': 1}}, {'a': {'b': True}, 'c': 'x'}) == [('a.b', 1, True), ('c', None, 'x')]
+
+
+def test_the_checkpoints_model_wins(config):
+    state = State(config, CPU, 3)
+    saved = copy.deepcopy(state.checkpoint())
+    changed = copy.deepcopy(config)
+    changed['model']['args']['imnet_spec']['args']['hidden_list'] = [4]
+    changed['optimizer']['args']['lr'] = 0.5
+    with pytest.raises(UserError, match=r'hidden_list is \[4\], was \[16, 16\]; optimizer.args.lr is 0.5, was 0.001'):
+        agree(changed, saved, 'a.pth')
+    found = agree(changed, saved, 'a.pth', ['model', 'optimizer.args.lr'])
+    assert found['model'] == config['model'] and found['optimizer']['args']['lr'] == 0.5
+    state = State(found, CPU, 3, saved)
+    assert state.optimizer.param_groups[0]['betas'] == (0.9, 0.999)
+    with pytest.raises(UserError, match='of no use to sgd'):
+        agree({**config, 'optimizer': {'name': 'sgd', 'args': {'lr': 1}}}, saved, 'a.pth', ['optimizer'])
+
+
+def test_an_optimizer_state_of_another_model_is_refused(config):
+    state = State(config, CPU, 3)
+    steps(config, 1, state)
+    for change in (lambda sd: sd['param_groups'][0]['params'].pop(),
+                   lambda sd: next(iter(sd['state'].values())).update(exp_avg=torch.zeros(7)),
+                   lambda sd: sd.pop('state')):
+        saved = copy.deepcopy(state.checkpoint())
+        change(saved['optimizer']['sd'])
+        with pytest.raises(UserError, match='--init'):
+            State(config, CPU, 3, saved)
+
+
+# The run folder.
+
+def test_names_of_run_folders():
+    assert folder_name('configs/a/train_x.yaml') == os.path.join('save', '_train_x')
+    assert folder_name('x.yaml', None, 'b') == os.path.join('save', '_x_b')
+    assert folder_name('x.yaml', 'n', 'b') == os.path.join('save', 'n_b')
+    for name in ('', '..', 'a/b', '../a', '/tmp'):
+        with pytest.raises(UserError, match='--name'):
+            folder_name('x.yaml', name)
+
+
+def test_nothing_is_written_or_deleted_before_training_begins(tmp_path):
+    path = tmp_path / 'run'
+    folder = RunFolder(str(path))
+    folder.log('early')
+    assert not path.exists()
+    folder.begin({'seed': 0})
+    folder.log('late')
+    assert (path / 'log.txt').read_text().splitlines()[0] == 'early' and (path / 'config.yaml').exists()
+    with pytest.raises(UserError, match='--resume'):
+        RunFolder(str(path))
+    again = RunFolder(str(path), overwrite=True)
+    again.log('early')
+    assert 'late' in (path / 'log.txt').read_text()
+    again.begin({'seed': 0})
+    assert 'late' not in (path / 'log.txt').read_text()
+
+
+def test_without_tensorboardx_training_goes_on_and_says_so(tmp_path, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.split('.')[0] == 'tensorboardX'] + ['tensorboardX']:
+        monkeypatch.setitem(sys.modules, name, None)
+    folder = RunFolder(str(tmp_path / 'run'))
+    folder.begin({})
+    folder.open_curves(0)
+    folder.scalars({'loss': 1.0}, 0)
+    assert 'tensorboardX is not installed' in capsys.readouterr().out
+
+
+def test_curves_can_be_read_back(tmp_path):
+    pytest.importorskip('tensorboardX')
+    from tensorboardX.proto import event_pb2
+    folder = RunFolder(str(tmp_path / 'run'))
+    folder.begin({})
+    folder.open_curves(7)
+    folder.scalars({'loss/train': 0.25}, 8)
+    folder.images({'val/0/input': torch.rand(3, 5, 6)}, 8)
+    name, = os.listdir(tmp_path / 'run' / 'tensorboard')
+    data, events = (tmp_path / 'run' / 'tensorboard' / name).read_bytes(), []
+    while data:
+        size = int.from_bytes(data[:8], 'little')
+        events.append(event_pb2.Event.FromString(data[12:12 + size]))
+        data = data[16 + size:]
+    assert events[0].file_version and events[1].session_log.status == event_pb2.SessionLog.START
+    assert events[1].step == 7 and events[2].summary.value[0].simple_value == 0.25
+    assert (events[3].summary.value[0].image.height, events[3].summary.value[0].image.width) == (5, 6)
+
+
+# Devices, programs, signals.
+
+@pytest.mark.parametrize('count, gpu, wanted', [
+    (0, 'cpu', 'cpu'), (2, 'cpu', 'cpu'), (2, '1', 'cuda:1'), (2, None, 'cuda:0'), (0, None, 'cpu'),
+    (0, '0', UserError), (2, '2', UserError), (2, '-1', UserError), (2, 'a', UserError), (2, '', UserError),
+    (2, '0,0', UserError), (2, '0,cpu', UserError), (2, '0,1', UserError)])
+def test_devices(monkeypatch, capsys, count, gpu, wanted):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: count)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '5,7')
+    if wanted is UserError:
+        with pytest.raises(UserError) as caught:
+            runtime.select_device(gpu)
+        assert '\n' not in str(caught.value)
+    else:
+        assert str(runtime.select_device(gpu)) == wanted
+        assert ('no CUDA GPU found' in capsys.readouterr().err) == (gpu is None and count == 0)
+    assert os.environ['CUDA_VISIBLE_DEVICES'] == '5,7'
+
+
+def test_processes_take_a_device_each(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
+    assert str(runtime.select_device(None)) == 'cuda:1'
+    assert str(runtime.select_device('0,3')) == 'cuda:3'
+    with pytest.raises(UserError, match='2 processes would share it'):
+        runtime.select_device('3')
+
+
+def test_programs_end_in_one_line_or_with_a_traceback(capsys):
+    def ends(error):
+        def main():
+            raise error
+        with pytest.raises(SystemExit) as caught:
+            runtime.run_program(main)
+        return caught.value.code, capsys.readouterr().err
+    assert ends(UserError('what to do')) == (2, 'error: what to do\n')
+    code, text = ends(OSError(28, 'No space left on device', 'out.png'))
+    assert code == 2 and text.startswith('error: out.png cannot be written') and text.count('\n') == 1
+    assert ends(SystemExit(143))[0] == 143
+    assert ends(KeyboardInterrupt())[0] == 130
+    with pytest.raises(KeyError):
+        ends(KeyError('a bug'))
+
+
+def test_signals_are_remembered_and_a_second_key_press_is_obeyed():
+    with runtime.StopSignals() as stop:
+        assert not stop.asked()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.sigtimedwait([], 0)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_processes_generators_follow_from_the_key():
+    import random
+    found = []
+    for key in ((1, 2, 3, 0), (1, 2, 3, 0), (1, 2, 3, 1), (1, 2, 4, 0)):
+        loop.seed_globals(*key)
+        found.append((random.random(), np.random.rand(), torch.rand(1).item()))
+    assert found[0] == found[1] and len({*found}) == 3
+
+
+def test_the_docstring_names_every_key():
+    names = set(re.findall(r'^ {4}(\w+):|(?<=; )(eval_bsize):', train_liif.__doc__, re.MULTILINE))
+    assert {a or b for a, b in names} == set(TRAIN)
+
+
+# From a config to a number.
+
+def test_what_is_trained_here_measures_the_same_through_test_py(tmp_path, monkeypatch, capsys):
+    """Validation PSNR of the last epoch = test.py's result = a mean written out by hand."""
+    monkeypatch.chdir(tmp_path)
+    tiny = tiny_config(make_images(tmp_path / 'images'), epoch_max=2)
+    monkeypatch.setattr(sys, 'argv', ['train_liif.py', '--config', write_config('c.yaml', tiny)])
+    train_liif.main(['--config', 'c.yaml', '--gpu', 'cpu', '--workers', '0'])
+    logged = float(re.findall(r'val psnr ([\d.]+)', open('save/_c/log.txt').read())[-1])
+    write_config('t.yaml', {'test_dataset': tiny['val_dataset'], 'data_norm': tiny['data_norm']})
+    capsys.readouterr()
+    test.main(['--config', 't.yaml', '--model', 'save/_c/epoch-last.pth', '--gpu', 'cpu', '--workers', '0'])
+    assert float(capsys.readouterr().out.split('result: ')[1]) == pytest.approx(logged, abs=1e-4)
+
+    model, norm = load_model('save/_c/epoch-last.pth', CPU)
+    assert norm == tiny['data_norm']
+    config = load_config('c.yaml')
+    loader = loop.open_data(config, 'val_dataset', CPU, 0, Quiet())
+    total = 0
+    for batch in loader:
+        with torch.no_grad():
+            rgb = model(batch['inp'] / 127.5 - 1, batch['coord'], batch['cell'].expand_as(batch['coord']))
+        error = (rgb / 2 + 0.5).clamp(0, 1).double() - batch['gt'].double() / 255
+        total += -10 * math.log10(error.pow(2).mean().item()) * len(batch['inp'])
+    assert total / len(loader.dataset) == pytest.approx(logged, abs=1e-4)
+    found = load_checkpoint('save/_c/epoch-last.pth')
+    assert found['epoch'] == 2 and found['train']['best'] == pytest.approx(max(logged, found['train']['best']))
+
+
+def test_bad_images_are_passed_over_and_counted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    images = make_images(tmp_path / 'images')
+    with open(tmp_path / 'images' / '2.png', 'r+b') as f:
+        f.truncate(400)
+    monkeypatch.setattr(sys, 'argv', ['train_liif.py'])
+    write_config('c.yaml', tiny_config(images, epoch_max=1))
+    with pytest.raises(UserError, match='2.png'):
+        train_liif.main(['--config', 'c.yaml', '--gpu', 'cpu', '--workers', '0'])
+    train_liif.main(['--config', 'c.yaml', '--gpu', 'cpu', '--workers', '0', '--set', 'on_bad_image=skip',
+                     '--tag', 'b'])
+    text = capsys.readouterr().out
+    assert '2.png' in text and '2 bad images passed over so far' in text
+    assert load_checkpoint('save/_c_b/epoch-last.pth')['train']['skipped'] == 2
+
+
+def test_a_loader_that_keeps_the_model_waiting_is_named(monkeypatch):
+    now, said = [0.0], []
+    monkeypatch.setattr(loop.time, 'perf_counter', lambda: now[0])
+    clock = loop.Clock()
+
+    def slow():
+        for i in range(3):
+            now[0] += 3
+            yield i
+    for _ in clock.waiting_for(slow()):
+        now[0] += 1
+    clock.tell(type('Folder', (), {'log': staticmethod(said.append)}))
+    assert len(said) == 1 and 'waited for data 75% of the time' in said[0]
