@@ -15,6 +15,7 @@ import datasets
 import models
 from engine.config import load_config
 from engine.schema import KINDS
+from engine.training.optim import make_optimizer
 from utils import UserError
 
 
@@ -383,8 +384,7 @@ def assert_buildable(config):
     if config.get('model') is not None:
         with torch.device('meta'):  # sizes alone, no memory
             model = models.make(config['model'])
-            kinds = {'adam': torch.optim.Adam, 'sgd': torch.optim.SGD}
-            kinds[config['optimizer']['name']](model.parameters(), **config['optimizer']['args'])
+            make_optimizer(model.parameters(), config['optimizer'])
 
 
 @settings(derandomize=True, deadline=None, max_examples=200)
