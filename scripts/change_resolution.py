@@ -4,19 +4,18 @@
     python scripts/change_resolution.py photo.jpg --input-size 64 --start 32 --end 640 --output growing.gif
 """
 import os
-import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import _path
 
-import numpy as np  # noqa: E402 (the path comes first)
-import torch  # noqa: E402
+import numpy as np
+import torch
 
-from engine.rendering.api import to_tensor  # noqa: E402
-from engine.rendering.figures import (GROUND, View, add_model_arguments, as_image, blank, check_size, ease,  # noqa: E402
-                            positive, renderer_of, save_animation, tag)
-from datasets.imresize import imresize  # noqa: E402
-from engine.runtime import Parser, run_program  # noqa: E402
-from utils import UserError  # noqa: E402
+from engine.rendering.api import to_tensor
+from engine.rendering.figures import (GROUND, View, add_model_arguments, as_image, blank, check_size, ease, positive,
+                                      renderer_of, save_animation, tag)
+from datasets.imresize import imresize
+from engine.runtime import Parser, run_program
+from utils import UserError
 
 
 def main(argv=None):

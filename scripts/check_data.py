@@ -5,18 +5,16 @@
 Reports missing and empty folders, how many images there are, files that cannot be read, pairs that do not belong
 together, images too small for the crop; each with what to do. Exits with 0 when all is well, with 2 otherwise.
 """
-import os
-import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import _path
 
-from tqdm import tqdm  # noqa: E402 (the path comes first)
+from tqdm import tqdm
 
-import datasets  # noqa: E402
-from datasets.check import problems  # noqa: E402
-from engine.config import load_config, read_yaml  # noqa: E402
-from engine.runtime import Parser, run_program  # noqa: E402
-from utils import UserError  # noqa: E402
+import datasets
+from datasets.check import problems
+from engine.config import load_config, read_yaml
+from engine.runtime import Parser, run_program
+from utils import UserError
 
 SECTIONS = ('train_dataset', 'val_dataset', 'test_dataset')
 ROOTS = ('root_path', 'root_path_1', 'root_path_2')

@@ -6,23 +6,20 @@
 In the first form the image is the ground truth, and the input is what MATLAB's bicubic reduction by --scale (any
 number) makes of it; in the second the image is the input itself, and there is nothing to compare with.
 """
-import os
-import sys
+import _path
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
 
-import torch  # noqa: E402 (the path comes first)
-import torch.nn.functional as F  # noqa: E402
-from PIL import Image, ImageDraw  # noqa: E402
-
-from engine.rendering.api import to_numpy, to_tensor  # noqa: E402
-from engine.rendering.figures import (ACCENT, GROUND, INK, PAPER, SOFT, add_model_arguments, as_image, baseline,  # noqa: E402
-                            blank, check_size, font, positive, renderer_of, save_image)
-from datasets.imresize import imresize, lr_size  # noqa: E402
-from engine.rendering.renderer import quantize  # noqa: E402
-from engine.runtime import Parser, run_program  # noqa: E402
-from engine.rendering.sizes import parse  # noqa: E402
-from utils import UserError, calc_psnr  # noqa: E402
+from engine.rendering.api import to_numpy, to_tensor
+from engine.rendering.figures import (ACCENT, GROUND, INK, PAPER, SOFT, add_model_arguments, as_image, baseline,
+                                      blank, check_size, font, positive, renderer_of, save_image)
+from datasets.imresize import imresize, lr_size
+from engine.rendering.renderer import quantize
+from engine.runtime import Parser, run_program
+from engine.rendering.sizes import parse
+from utils import UserError, calc_psnr
 
 METHODS = ('nearest', 'bilinear', 'bicubic')
 ASPECTS = 0.75, 2  # between which an inset that is chosen here has the aspect of the image

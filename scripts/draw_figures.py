@@ -5,18 +5,14 @@ Coordinates come from utils.axis_coord, so what is drawn is what the code does.
 import argparse
 import io
 import os
-import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+from _path import ROOT
 
-import matplotlib  # noqa: E402 (the path comes first)
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from matplotlib.patches import FancyBboxPatch, Rectangle  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from utils import atomic_write, axis_coord  # noqa: E402
+from utils import atomic_write, axis_coord
 
 CODE, QUERY, LINE, SOFT = '#1f3b63', '#d1362f', '#9aa3ad', '#eef1f5'
 CORNERS = ['#4c8fd6', '#58a55c', '#e39a2d', '#9a6cc7']  # the four codes: top left, top right, bottom left, bottom right
@@ -30,6 +26,7 @@ def main(argv=None):
     parser.add_argument('--output', default=os.path.join(ROOT, 'docs', 'figures'))
     args = parser.parse_args(argv)
     os.makedirs(args.output, exist_ok=True)
+    plt.switch_backend('Agg')
     with plt.rc_context(STYLE):
         for name, draw in FIGURES.items():
             figure = draw()

@@ -9,19 +9,18 @@ example: docs/onnx.md. Needs onnx, onnxscript and onnxruntime (requirements-opti
 import contextlib
 import io
 import os
-import sys
 import warnings
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import _path
 
-import torch  # noqa: E402 (the path comes first)
-import torch.nn.functional as F  # noqa: E402
-from torch import nn  # noqa: E402
+import torch
+import torch.nn.functional as F
+from torch import nn
 
-from engine.rendering.api import load_renderer  # noqa: E402
-from engine.runtime import Parser, run_program  # noqa: E402
-from models.liif import LIIF, SHIFT, Workspace, _opposite_areas  # noqa: E402
-from utils import UserError, atomic_write, denormalize, make_coord, normalize  # noqa: E402
+from engine.rendering.api import load_renderer
+from engine.runtime import Parser, run_program
+from models.liif import LIIF, SHIFT, Workspace, _opposite_areas
+from utils import UserError, atomic_write, denormalize, make_coord, normalize
 
 TOLERANCE = 1e-4  # of RGB in [0, 1]
 SIZES = [(12, 15), (24, 31), (3, 3), (100, 3), (7, 64), (1, 5)]  # heights and widths at which the graphs are compared

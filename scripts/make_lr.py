@@ -10,11 +10,11 @@ kept, so an interrupted run continues where it stopped.
 import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import _path
 
-from datasets.imresize import KERNELS, make_lr_folder, parse_scale  # noqa: E402 (the path comes first)
-from engine.runtime import Parser, run_program  # noqa: E402
-from utils import UserError  # noqa: E402
+from datasets.imresize import KERNELS, make_lr_folder, parse_scale
+from engine.runtime import Parser, run_program
+from utils import UserError
 
 
 def main(argv=None):

@@ -12,15 +12,14 @@ import json
 import math
 import os
 import re
-import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import _path
 
-from engine.evaluation import report  # noqa: E402 (the path comes first)
-from engine.training.run_folder import LOG  # noqa: E402
-from engine.runtime import Parser, run_program  # noqa: E402
-from engine.evaluation.suite import case_factor  # noqa: E402
-from utils import UserError, atomic_write  # noqa: E402
+from engine.evaluation import report
+from engine.training.run_folder import LOG
+from engine.runtime import Parser, run_program
+from engine.evaluation.suite import case_factor
+from utils import UserError, atomic_write
 
 EPOCH = re.compile(r'epoch (\d+)/\d+: rate (\S+), loss (\S+?),(?: val psnr (\S+))?')
 TICKS = (1, 1.5, 2, 3, 4, 6, 8, 12, 18, 24, 30)

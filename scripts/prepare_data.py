@@ -19,17 +19,16 @@ import re
 import subprocess
 import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+from _path import ROOT
 
-from PIL import Image  # noqa: E402 (the path comes first)
-from tqdm import tqdm  # noqa: E402
+from PIL import Image
+from tqdm import tqdm
 
-from datasets.images import FORMATS, cores  # noqa: E402
-from datasets.fetch import download, read_members  # noqa: E402
-from datasets.imresize import in_processes, make_lr_folder  # noqa: E402
-from engine.runtime import Parser, run_program  # noqa: E402
-from utils import UserError, atomic_write  # noqa: E402
+from datasets.images import FORMATS, cores
+from datasets.fetch import download, read_members
+from datasets.imresize import in_processes, make_lr_folder
+from engine.runtime import Parser, run_program
+from utils import UserError, atomic_write
 
 SCALES = [(2.0, 2.0), (3.0, 3.0), (4.0, 4.0)]
 IMAGE = r'\.(?:' + '|'.join(suffix[1:] for suffix in FORMATS) + ')$'

@@ -3,20 +3,19 @@
     python scripts/quickstart_report.py --model save/_quickstart/epoch-last.pth --output out/quickstart
 """
 import os
-import sys
 
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import datasets  # noqa: E402
-import models  # noqa: E402
-from datasets.loader import make_loader  # noqa: E402
-from engine.checkpoint import load_model  # noqa: E402
-from engine.evaluation.evaluate import eval_psnr  # noqa: E402
-from engine.rendering.renderer import Renderer  # noqa: E402
-from engine.runtime import Parser, run_program, select_device  # noqa: E402
-from utils import atomic_write  # noqa: E402
+import _path
+import datasets
+import models
+from datasets.loader import make_loader
+from engine.checkpoint import load_model
+from engine.evaluation.evaluate import eval_psnr
+from engine.rendering.renderer import Renderer
+from engine.runtime import Parser, run_program, select_device
+from utils import atomic_write
 
 SCALES = (2, 3, 4, 6, 8)
 PICTURE, SCALE = 'chelsea.png', 4

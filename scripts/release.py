@@ -11,16 +11,15 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+from _path import ROOT
 
-from engine.checkpoint import LAST, SUMS, load_checkpoint, save_checkpoint  # noqa: E402 (the path comes first)
-from engine.training.run_folder import CONFIG, LOG  # noqa: E402
-from engine.runtime import Parser, run_program  # noqa: E402
-from scripts.plot import training_figure  # noqa: E402
-from utils import UserError, atomic_write  # noqa: E402
+from engine.checkpoint import LAST, SUMS, load_checkpoint, save_checkpoint
+from engine.training.run_folder import CONFIG, LOG
+from engine.runtime import Parser, run_program
+from utils import UserError, atomic_write
 
 MODEL, CARD, CURVE, RUN = 'model.pth', 'README.md', 'curve.png', 'run.json'
 MARKERS = '<!-- facts:start -->', '<!-- facts:end -->'
@@ -46,9 +45,10 @@ def main(argv=None):
                for name, value in weights.items()}
     log, config = (read(os.path.join(args.run, name)) for name in (LOG, CONFIG))
     known = {'run': os.path.basename(os.path.abspath(args.run)).lstrip('_'), **facts(checkpoint, log, args.ema)}
-    figure = None if args.facts else training_figure([args.run])
 
     os.makedirs(args.output, exist_ok=True)
+    if not args.facts:  # first, since matplotlib may be missing
+        draw_curve(args.run, os.path.join(args.output, CURVE))
     write(args.output, LOG, log)
     write(args.output, RUN, json.dumps(known, indent=1) + '\n')
     if args.facts:
@@ -60,10 +60,15 @@ def main(argv=None):
         digest = hashlib.sha256(f.read()).hexdigest()
     write(args.output, SUMS, f'{digest}  {MODEL}\n')
     write(args.output, CONFIG, config)
-    with atomic_write(os.path.join(args.output, CURVE)) as f:
-        figure.savefig(f, format='png', dpi=100)
     write_card(args.output, {**known, 'sha256 of model.pth': f'`{digest}`'})
     print(f'{target}: {os.path.getsize(target):,} bytes, sha256 {digest}')
+
+
+def draw_curve(run, path):
+    program = os.path.join(ROOT, 'scripts', 'plot.py')
+    code = subprocess.run([sys.executable, program, 'training', run, '--output', path], stdout=subprocess.DEVNULL).returncode
+    if code:
+        sys.exit(code)  # it said why
 
 
 def facts(checkpoint, log, ema):

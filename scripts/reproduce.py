@@ -18,21 +18,20 @@ import subprocess
 import sys
 import tempfile
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+from _path import ROOT
 
-import numpy as np  # noqa: E402 (the path comes first)
-from PIL import Image  # noqa: E402
+import numpy as np
+from PIL import Image
 
-from engine.evaluation import report  # noqa: E402
-from engine.checkpoint import LAST, load_checkpoint  # noqa: E402
-from engine.config import load_config  # noqa: E402
-from datasets.imresize import make_lr_folder  # noqa: E402
-from engine.evaluation.measure import Options, Outcome, run_suite  # noqa: E402
-from engine.training.run_folder import folder_name  # noqa: E402
-from engine.runtime import Parser, run_program, select_device  # noqa: E402
-from engine.evaluation.suite import locate, read_suite  # noqa: E402
-from utils import UserError, atomic_write  # noqa: E402
+from engine.evaluation import report
+from engine.checkpoint import LAST, load_checkpoint
+from engine.config import load_config
+from datasets.imresize import make_lr_folder
+from engine.evaluation.measure import Options, Outcome, run_suite
+from engine.training.run_folder import folder_name
+from engine.runtime import Parser, run_program, select_device
+from engine.evaluation.suite import locate, read_suite
+from utils import UserError, atomic_write
 
 FIXED = [f'train-div2k/train_{{}}-x{scale}' for scale in (2, 3, 4)]
 LIIF = 'train-div2k/train_edsr-baseline-liif'

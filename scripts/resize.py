@@ -8,15 +8,15 @@ already (and not older than its source) is kept, so an interrupted run continues
 import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import _path
 
-from PIL import Image  # noqa: E402 (the path comes first)
-from tqdm import tqdm  # noqa: E402
+from PIL import Image
+from tqdm import tqdm
 
-from datasets.images import BadImage, cores, read_image  # noqa: E402
-from datasets.imresize import in_processes, list_images  # noqa: E402
-from engine.runtime import Parser, run_program  # noqa: E402
-from utils import UserError, atomic_write  # noqa: E402
+from datasets.images import BadImage, cores, read_image
+from datasets.imresize import in_processes, list_images
+from engine.runtime import Parser, run_program
+from utils import UserError, atomic_write
 
 
 def main(argv=None):

@@ -6,13 +6,11 @@ Seven photographs that come inside scikit-image's package, so nothing is downloa
 """
 import importlib.util
 import os
-import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+import _path
 
-from engine.runtime import Parser, run_program  # noqa: E402 (the path comes first)
-from utils import UserError, atomic_write  # noqa: E402
+from engine.runtime import Parser, run_program
+from utils import UserError, atomic_write
 
 PHOTOS = {  # what is written: the file in scikit-image, what it shows and under which licence (scikit-image's words)
     'train/astronaut.png': ('astronaut.png', 'Eileen Collins, astronaut, by NASA: no known copyright restrictions, '

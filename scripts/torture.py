@@ -12,11 +12,11 @@ import tempfile
 import time
 import traceback
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import _path
 
-from engine.checkpoint import parse_checkpoint, read_file  # noqa: E402 (the path comes first)
-from engine.runtime import Parser, run_program  # noqa: E402
-from tests import survival  # noqa: E402
+from engine.checkpoint import parse_checkpoint, read_file
+from engine.runtime import Parser, run_program
+from tests import survival
 
 
 def kills(seed, folder):

@@ -6,18 +6,17 @@
 The image is encoded once. The speed is exponential, so that it looks even, and the ends are eased.
 """
 import os
-import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import _path
 
-import numpy as np  # noqa: E402 (the path comes first)
+import numpy as np
 
-from engine.rendering.api import to_numpy, to_tensor  # noqa: E402
-from engine.rendering.figures import (View, add_model_arguments, as_image, baseline, check_size, ease, positive,  # noqa: E402
-                            renderer_of, save_animation, tag)
-from engine.runtime import Parser, run_program  # noqa: E402
-from engine.rendering.sizes import parse  # noqa: E402
-from utils import UserError  # noqa: E402
+from engine.rendering.api import to_numpy, to_tensor
+from engine.rendering.figures import (View, add_model_arguments, as_image, baseline, check_size, ease, positive,
+                                      renderer_of, save_animation, tag)
+from engine.runtime import Parser, run_program
+from engine.rendering.sizes import parse
+from utils import UserError
 
 
 def main(argv=None):

@@ -112,8 +112,9 @@ def test_signals_reach_the_training_once_and_it_may_finish(tmp_path):
                      'time.sleep(1)\n'
                      f'pathlib.Path({str(tmp_path / "saved")!r}).write_text(str(len(count)))\n'
                      'sys.exit(143)\n')
-    parent = subprocess.Popen([sys.executable, '-c', f'import sys; sys.path.insert(0, {ROOT!r})\n'
-                               f'from scripts import reproduce\nsys.exit(reproduce.run_apart([{str(child)!r}]))'])
+    parent = subprocess.Popen([sys.executable, '-c',
+                               f'import sys; sys.path.insert(0, {os.path.join(ROOT, "scripts")!r})\n'
+                               f'import reproduce\nsys.exit(reproduce.run_apart([{str(child)!r}]))'])
     while not (tmp_path / 'ready').exists():
         assert parent.poll() is None
         time.sleep(0.05)
