@@ -257,7 +257,7 @@ def read_split(source, stems, folder):
 def photos(args):
     """load/photos/{train,valid}/<name>: the photographs that configs/budget/photos.json names."""
     if not args.sources:
-        raise UserError('the photographs come from several repositories (docs/budget.md names them): pass their folders '
+        raise UserError('the photographs come from several repositories, named in docs/budget.md: pass their folders '
                         'with --from')
     folder, sources = os.path.join(args.root, 'photos'), find_sources(args.sources)
     with open(PHOTOS, encoding='utf-8') as f:

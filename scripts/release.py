@@ -1,11 +1,11 @@
-"""Weights to give away, from a run that is complete:
+"""Make a folder of weights to publish from a finished run:
 
     python scripts/release.py save/_1h weights/edsr-baseline-liif
 
-Writes model.pth (float32, without the optimizer: whatever loads a checkpoint loads it), config.yaml, log.txt, curve.png,
-run.json, SHA256SUMS, and in README.md, the model card, what run.json says, between two markers; what stands around them
-is yours to write, and kept. A later run of the same command replaces it all. With --facts it writes run.json and log.txt
-alone, for docs/budget.md to tell of a run whose weights are not given away.
+Writes model.pth (float32, without optimizer; it loads like any checkpoint), config.yaml, log.txt, curve.png, run.json and
+SHA256SUMS. README.md, the model card, gets the content of run.json between two markers; the text around them is kept.
+Running the command again replaces all of it. --facts writes run.json and log.txt only: what docs/budget.md needs of a
+run whose weights are not published.
 """
 import hashlib
 import json
@@ -30,7 +30,7 @@ def main(argv=None):
     parser.add_argument('run', help='a run folder, such as save/_1h')
     parser.add_argument('output', help='a folder, such as weights/edsr-baseline-liif')
     parser.add_argument('--ema', action='store_true', help="the run's averaged weights, instead of the last ones")
-    parser.add_argument('--facts', action='store_true', help='run.json and log.txt alone')
+    parser.add_argument('--facts', action='store_true', help='write run.json and log.txt only')
     args = parser.parse_args(argv)
 
     path = os.path.join(args.run, LAST)
@@ -66,19 +66,19 @@ def main(argv=None):
 
 def draw_curve(run, path):
     program = os.path.join(ROOT, 'scripts', 'plot.py')
-    code = subprocess.run([sys.executable, program, 'training', run, '--output', path], stdout=subprocess.DEVNULL).returncode
-    if code:
-        sys.exit(code)  # it said why
+    done = subprocess.run([sys.executable, program, 'training', run, '--output', path], stdout=subprocess.DEVNULL)
+    if done.returncode:
+        sys.exit(done.returncode)  # it said why
 
 
 def facts(checkpoint, log, ema):
-    """What the run tells of itself: {what: text}."""
+    """{name of a fact: text} of the run, from its checkpoint and log."""
     config, train = checkpoint['config'], checkpoint['config']['train_dataset']
-    steps = checkpoint['train']['steps']
+    wrapper, steps = train['wrapper']['args'], checkpoint['train']['steps']
     known = {'parameters': f'{sum(v.numel() for v in checkpoint["model"]["sd"].values()):,}',
              'steps': f'{checkpoint["epoch"] * steps:,} ({checkpoint["epoch"]} epochs of {steps})',
-             'a step': f'{train["batch_size"]} crops, inputs of {train["wrapper"]["args"].get("inp_size")} pixels a side, '
-                       f'{train["wrapper"]["args"].get("sample_q")} queries each',
+             'a step': f'{train["batch_size"]} crops, inputs of {wrapper.get("inp_size")} pixels a side, '
+                       f'{wrapper.get("sample_q")} queries each',
              'seed': str(config['seed']), 'precision of the training': config['precision'],
              'weights': f'averaged over the last steps (decay {config["ema"]})' if ema else 'of the last step'}
     device = re.findall(r'^model: .* parameters, \w+, (.*), torch (\S+)', log, re.M)

@@ -2,4 +2,6 @@
 import os
 import runpy
 
-runpy.run_path(os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'viewer', 'serve.py'), run_name='__main__')
+from _path import ROOT
+
+runpy.run_path(os.path.join(ROOT, 'viewer', 'serve.py'), run_name='__main__')

@@ -30,7 +30,8 @@ def tables_in(text):
 
 
 def test_smoke_walks_all_four_tables(tmp_path):
-    out = subprocess.run([sys.executable, PROGRAM, '--smoke', '--gpu', 'cpu'], cwd=tmp_path, capture_output=True, text=True)
+    out = subprocess.run([sys.executable, PROGRAM, '--smoke', '--gpu', 'cpu'], cwd=tmp_path, capture_output=True,
+                         text=True)
     assert out.returncode == 0, out.stderr[-2000:]
     assert os.listdir(tmp_path) == []  # it works in a folder of its own
     assert out.stdout.splitlines()[-1].startswith('smoke: every cell')
