@@ -13,6 +13,7 @@ run continues. Low-resolution images that are missing are made by MATLAB's kerne
 """
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -60,6 +61,7 @@ LAYOUTS = [(r'HR/(?P<stem>[^/]+)', r'LR_bicubic/X(?P<scale>\d)/(?P<stem>[^/]+)x(
 
 CELEBA_SIZES = (256, 128, 64, 32)
 
+TILE, TILES = 512, 1008  # pixels of a side, about; how many the photographs give
 PHOTOS = os.path.join(ROOT, 'configs', 'budget', 'photos.json')
 
 
@@ -174,7 +176,7 @@ def celeba_hq(args):
                         'pass their folder or archive with --from')
     for size in CELEBA_SIZES:
         os.makedirs(os.path.join(folder, str(size)), exist_ok=True)
-    sources, problems, stems = find_sources(args.sources), [], {}
+    sources, stems = find_sources(args.sources), {}
 
     def jobs():
         for source in sources:
@@ -188,28 +190,60 @@ def celeba_hq(args):
                 paths = {size: path for size, path in paths.items() if not os.path.exists(path)}
                 yield name, read() if paths else b'', paths
 
-    with tqdm(desc=f'-> {folder}', unit='image', disable=None) as bar:
-        for problem in in_processes(resize_square, jobs(), cores() if args.workers is None else args.workers):
-            problems += [problem] if problem else []
-            bar.update()
+    problems = run_jobs(resize_square, jobs(), folder, args)
     if not stems:
         raise UserError(f'{", ".join(args.sources)}: no images are in there')
     write_split(folder, args.split, sources)
     report(folder, {str(size): 30000 for size in CELEBA_SIZES}, problems)
 
 
+def run_jobs(function, jobs, folder, args):
+    """Call function(*job) for all jobs, in processes; a list of the problems that it returned."""
+    problems = []
+    with tqdm(desc=f'-> {folder}', unit='image', disable=None) as bar:
+        for problem in in_processes(function, jobs, cores() if args.workers is None else args.workers):
+            problems += [problem] if problem else []
+            bar.update()
+    return problems
+
+
 def resize_square(name, data, paths):
-    """One face at several sizes {size: path}, each by PIL's bicubic from the original: what was wrong, if anything."""
-    try:
-        if paths:
-            with Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values()))) as image:
-                if image.width != image.height or image.width < max(paths):
-                    return f'{name} is {image.width}x{image.height}, wanted a square of at least {max(paths)}'
-                image = image.convert('RGB')
+    """Write a face at several sizes {size: path}, each by PIL's bicubic from the original; returns a problem or None."""
+    def write(image):
+        if image.width != image.height or image.width < max(paths):
+            return f'{name} is {image.width}x{image.height}, wanted a square of at least {max(paths)}'
+        image = image.convert('RGB')
         for size, path in paths.items():
             with atomic_write(path) as f:
                 image.resize((size, size), Image.BICUBIC).save(f, format='png')
-    except Exception as error:  # decoders of damaged data fail in every way there is
+    return with_image(name, data, write) if paths else None
+
+
+def cut_tiles(name, data, folder):
+    """Write the tiles of an image that are missing in `folder`; returns a problem or None.
+
+    An image of w x h pixels has max(1, round(w / 512)) columns, cut at w * j // columns, and rows likewise. Row and
+    column are added to the name when there are several tiles.
+    """
+    def write(image):
+        (w, h), stem = image.size, os.path.splitext(name)[0]
+        columns, rows = (max(1, round(n / TILE)) for n in (w, h))
+        for i, j in itertools.product(range(rows), range(columns)):
+            path = os.path.join(folder, stem + (f'_{i}_{j}' if rows * columns > 1 else '') + '.png')
+            if not os.path.exists(path):
+                box = w * j // columns, h * i // rows, w * (j + 1) // columns, h * (i + 1) // rows
+                tile = image.convert('RGB').crop(box)
+                with atomic_write(path) as f:
+                    tile.save(f, format='png')
+    return with_image(name, data, write)
+
+
+def with_image(name, data, function):
+    """What function(opened image) returns; a line about the image when it cannot be read."""
+    try:
+        with Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values()))) as image:
+            return function(image)
+    except Exception as error:  # decoders of damaged data raise all kinds of exceptions
         if getattr(error, 'errno', None):  # but a full disk is not the image's fault
             raise
         return f'{name} cannot be read ({error})'
@@ -255,16 +289,30 @@ def read_split(source, stems, folder):
 
 
 def photos(args):
-    """load/photos/{train,valid}/<name>: the photographs that configs/budget/photos.json names."""
+    """load/photos/train/<name>[_row_column].png, tiles of the photographs that configs/budget/photos.json names as
+    `sources`; load/photos/valid/<name>, those that it names as `valid`."""
     if not args.sources:
         raise UserError('the photographs come from several repositories, named in docs/budget.md: pass their folders '
                         'with --from')
     folder, sources = os.path.join(args.root, 'photos'), find_sources(args.sources)
     with open(PHOTOS, encoding='utf-8') as f:
-        wanted = json.load(f)
-    place_of = {name: f'{part}/{name}' for part in ('train', 'valid') for name in wanted[part]}
-    place(sources, folder, lambda name: place_of.get(os.path.basename(name)), args)
-    report(folder, {part: len(wanted[part]) for part in ('train', 'valid')}, [])
+        names = json.load(f)
+    valid = {name.removeprefix('clic2025val_'): name for name in names['valid']}  # clic2025 has bare hashes
+    train = os.path.join(folder, 'train')
+    os.makedirs(train, exist_ok=True)
+
+    def jobs():
+        for source in sources:
+            for name, _, read in read_members(source, lambda name: os.path.basename(name) in names['sources']):
+                yield os.path.basename(name), read(), train
+
+    def valid_path(name):
+        name = os.path.basename(name).removeprefix('clic2025val_')
+        return f'valid/{valid[name]}' if name in valid else None
+
+    problems = run_jobs(cut_tiles, jobs(), train, args)
+    place(sources, folder, valid_path, args, needed=not count(train))
+    report(folder, {'train': TILES, 'valid': len(names['valid'])}, problems)
 
 
 def sample(args):
@@ -285,8 +333,11 @@ def find_sources(paths):
     return sources
 
 
-def place(sources, folder, rule, args):
-    """Copy what `rule` gives a place in `folder` out of the sources. Downloaded archives are removed afterwards."""
+def place(sources, folder, rule, args, needed=True):
+    """Copy the files for which rule(name) is a path in `folder`. Downloaded archives are removed afterwards.
+
+    Raises UserError when `needed` and --from holds no such file.
+    """
     placed = 0
     with tqdm(desc=f'-> {folder}', unit='file', disable=None) as bar:
         for source in sources:
@@ -301,7 +352,7 @@ def place(sources, folder, rule, args):
                     raise UserError(f'{path} is there and is not {name} of {source}: remove it to have it replaced')
                 placed += 1
                 bar.update()
-    if args.sources and not placed:
+    if args.sources and needed and not placed:
         raise UserError(f'{", ".join(args.sources)}: none of the layouts known for {args.name} is in there; they are '
                         f'listed by --help')
     if not args.sources:

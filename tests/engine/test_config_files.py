@@ -115,7 +115,8 @@ def test_photographs_of_the_budget_configs():
     parts = {key: set(names) for key, names in lists.items()}
     assert {key: len(names) for key, names in lists.items()} == {k: len(v) for k, v in parts.items()}  # none twice
     assert parts['valid-512'] | parts['valid-2048'] == parts['valid'] and not parts['valid-512'] & parts['valid-2048']
-    assert not parts['train'] & parts['valid'] and '302003.jpg' not in parts['train']
+    assert not parts['sources'] & parts['valid'] and '302003.jpg' not in parts['sources']
+    assert parts['train'] <= {os.path.splitext(name)[0] + '.png' for name in parts['sources']}
     for name in ('10min', '1h', '3h'):
         config = load_config(config_path(f'budget/{name}.yaml'), check_paths=False)
         for section, key in (('train_dataset', 'train'), ('val_dataset', 'valid')):

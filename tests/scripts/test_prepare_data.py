@@ -442,13 +442,37 @@ def test_program(tmp_path):
     assert run.stderr.strip().splitlines()[-1] == f'error: there is no file or folder {tmp_path}/absent.zip'
 
 
-def test_photos(tmp_path, capsys):
-    archive = write_zip(tmp_path / 'a.zip', {f'repository-main/images/train/{name}': png(6, 5) for name in
-                                             ('100007.jpg', '1001682.png', '3096.jpg')})  # the last is of B100
-    folder = write_folder(tmp_path / 'b', {'validation/70497.png': png(7, 6)})
+def test_photos(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(prepare_data, 'TILE', 4)
+    grey = io.BytesIO()
+    Image.open(io.BytesIO(png(5, 4, 3))).convert('L').save(grey, format='png')
+    large = png(7, 9, 1)
+    archive = write_zip(tmp_path / 'a.zip', {
+        'repository-main/images/train/100007.jpg': png(5, 4), 'repository-main/images/train/1001682.png': large,
+        'repository-main/images/train/1028637.png': grey.getvalue(), 'images/3096.jpg': png(6, 5)})  # the last is of B100
+    folder = write_folder(tmp_path / 'b', {'validation/70497.png': png(7, 6),
+                                           'validation/100a02c269c5948392f283b2aa3bb4da.png': png(8, 6)})
     for sources in ([archive], [folder], [archive, folder]):
-        prepare_data.main(['photos', '--from', *sources, '--root', str(tmp_path / 'load')])
-    assert tree(tmp_path / 'load' / 'photos') == ['train/100007.jpg', 'train/1001682.png', 'valid/70497.png']
-    assert 'train: 2 of 555 images' in capsys.readouterr().out
+        placed = prepare(tmp_path, 'photos', '--from', *sources)
+    tiles = [f'1001682_{i}_{j}.png' for i in (0, 1) for j in (0, 1)]  # 7 rows are nearer to two tiles of 4 than to one
+    assert placed == sorted([f'photos/train/{name}' for name in ['100007.png', '1028637.png', *tiles]] + [
+        'photos/valid/70497.png', 'photos/valid/clic2025val_100a02c269c5948392f283b2aa3bb4da.png'])
+    whole = np.asarray(Image.open(io.BytesIO(large)))
+    train = tmp_path / 'load' / 'photos' / 'train'
+    pieces = [np.asarray(Image.open(train / name)) for name in tiles]
+    assert [piece.shape[:2] for piece in pieces] == [(3, 4), (3, 5), (4, 4), (4, 5)]
+    assert np.array_equal(np.vstack([np.hstack(pieces[:2]), np.hstack(pieces[2:])]), whole)
+    assert Image.open(train / '1028637.png').mode == 'RGB'
+    assert 'train: 6 of 1008 images' in capsys.readouterr().out
+
+    # An interrupted run cuts the missing tiles; a damaged image is named at the end.
+    (train / tiles[2]).unlink()
+    before = (train / tiles[1]).stat().st_mtime_ns
+    damaged = write_folder(tmp_path / 'c', {'100039.jpg': png(9, 9)[:50]})
+    with pytest.raises(UserError, match='1 images could not be used'):
+        prepare(tmp_path, 'photos', '--from', archive, damaged)
+    assert '100039.jpg cannot be read' in capsys.readouterr().err
+    assert sorted(os.listdir(train)) == sorted(['100007.png', '1028637.png', *tiles])
+    assert (train / tiles[1]).stat().st_mtime_ns == before
     with pytest.raises(UserError, match='docs/budget.md'):
-        prepare_data.main(['photos', '--root', str(tmp_path)])
+        prepare(tmp_path / 'x', 'photos')
