@@ -208,7 +208,7 @@ def run_jobs(function, jobs, folder, args):
 
 
 def resize_square(name, data, paths):
-    """Write a face at several sizes {size: path}, each by PIL's bicubic from the original; returns a problem or None."""
+    """Write a face at the sizes {size: path}, each by PIL's bicubic from the original; returns a problem or None."""
     def write(image):
         if image.width != image.height or image.width < max(paths):
             return f'{name} is {image.width}x{image.height}, wanted a square of at least {max(paths)}'

@@ -3,7 +3,8 @@
     python scripts/release.py save/_1h weights/edsr-baseline-liif
 
 Writes model.pth (float32, without optimizer; it loads like any checkpoint), config.yaml, log.txt, curve.png, run.json,
-and SHA256SUMS. README.md, the model card, gets the content of run.json between two markers; the text around them is kept.
+and SHA256SUMS. README.md, the model card, gets the content of run.json between two markers; the text around them is
+kept.
 Running the command again replaces all of it. --facts writes run.json and log.txt only: what docs/budget.md needs of a
 run whose weights are not published.
 """

@@ -449,7 +449,7 @@ def test_photos(tmp_path, capsys, monkeypatch):
     large = png(7, 9, 1)
     archive = write_zip(tmp_path / 'a.zip', {
         'repository-main/images/train/100007.jpg': png(5, 4), 'repository-main/images/train/1001682.png': large,
-        'repository-main/images/train/1028637.png': grey.getvalue(), 'images/3096.jpg': png(6, 5)})  # the last is of B100
+        'repository-main/images/train/1028637.png': grey.getvalue(), 'b100/3096.jpg': png(6, 5)})
     folder = write_folder(tmp_path / 'b', {'validation/70497.png': png(7, 6),
                                            'validation/100a02c269c5948392f283b2aa3bb4da.png': png(8, 6)})
     for sources in ([archive], [folder], [archive, folder]):
