@@ -1,4 +1,4 @@
-"""Helpers everything else builds on: coordinates, metrics, normalization, the registry, errors, safe writes.
+"""Helpers everything else builds on: registries, value types, coordinates, metrics, normalization, errors, safe writes.
 
 Nothing here imports from the rest of the project. Coordinates are (y, x), each axis spans [-1, 1] over the
 whole image, and pixel i of n is centred at -1 + (2i + 1) / n. Images are (3, H, W) in [0, 1].
@@ -6,8 +6,12 @@ whole image, and pixel i of n is centred at -1 + (2i + 1) / n. Images are (3, H,
 import contextlib
 import copy
 import inspect
+import math
 import os
+import re
 import tempfile
+from dataclasses import dataclass, replace
+from typing import Callable
 
 import torch
 
@@ -23,21 +27,28 @@ class Registry:
     def __init__(self, kind):
         self.kind = kind
         self.entries = {}
+        self.roles = {}
 
-    def register(self, name):
-        """Decorator that makes a class or factory known as `name`. Raises ValueError when the name is taken by
-        something defined elsewhere (re-importing the same definition is fine)."""
+    def register(self, name, role='any'):
+        """Decorator that makes a class or factory known as `name`.
+
+        role: where a config may name it, such as 'encoder' or 'wrapper'; 'any': wherever this registry is used.
+        Raises ValueError when the name is taken by something defined elsewhere (re-importing the same definition is
+        fine).
+        """
         def decorator(thing):
             known = self.entries.get(name)
             if known is not None and (known.__module__, known.__qualname__) != (thing.__module__, thing.__qualname__):
                 raise ValueError(f'{self.kind} {name!r} is registered twice: {known.__module__}.{known.__qualname__} '
                                  f'and {thing.__module__}.{thing.__qualname__}; rename one')
             self.entries[name] = thing
+            self.roles[name] = role
             return thing
         return decorator
 
-    def names(self):
-        return sorted(self.entries)
+    def names(self, *roles):
+        """The names that are known, sorted; roles: only those registered with one of these."""
+        return sorted(name for name in self.entries if not roles or self.roles.get(name, 'any') in roles)
 
     def get(self, name):
         """The class or factory called `name`; UserError listing the known names when there is none."""
@@ -71,6 +82,81 @@ def _short(value, limit=80):
     text = repr(value)
     return text if len(text) <= limit else text[:limit - 3] + '...'
 
+
+# Value types: what an argument may be. They annotate the arguments of everything that a config can name,
+#     n_feats: Annotated[int, Integer(1, 8192), 'features'] = 64
+# and from these annotations come the check of configs, docs/configs.md and configs/schema.json (engine/schema.py).
+
+@dataclass(frozen=True, eq=False)
+class ValueType:
+    """text: what is accepted, as messages say it; accepts: value -> bool; json: the same as JSON Schema, as far as
+    that can express it; exists: 'folder' or 'file' for a path that has to exist; role: of the thing a spec names."""
+    text: str
+    accepts: Callable
+    json: dict
+    exists: str = ''
+    role: str = ''
+
+
+def is_number(value, whole=False):
+    """A finite number, true and false excluded (in Python they are integers)."""
+    return isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def Integer(low, high=2 ** 31 - 1, odd=False):
+    text, json = 'an odd integer' if odd else 'an integer', {'not': {'multipleOf': 2}} if odd else {}
+    return ValueType(f'{text} from {low} to {high}' if high < 2 ** 31 - 1 else f'{text} >= {low}',
+                     lambda v: is_number(v, whole=True) and low <= v <= high and (v % 2 == 1 or not odd),
+                     {'type': 'integer', 'minimum': low, 'maximum': high, **json})
+
+
+def Number(low, high=math.inf, above=False, below=False):
+    """A number from `low` to `high`; above, below: the bound itself excluded."""
+    text, json = f'a number {">" if above else ">="} {low}', {'exclusiveMinimum' if above else 'minimum': low}
+    if high < math.inf:
+        text += f' and {"<" if below else "<="} {high}'
+        json['exclusiveMaximum' if below else 'maximum'] = high
+    return ValueType(text, lambda v: is_number(v) and (v > low if above else v >= low) and
+                     (v < high if below else v <= high), {'type': 'number', **json})
+
+
+def OneOf(*values):
+    return ValueType('one of ' + ', '.join(map(str, values)),
+                     lambda v: any(v == known and type(v) is type(known) for known in values), {'enum': list(values)})
+
+
+def ListOf(item, least=0, most=2 ** 31 - 1, text=''):
+    """A list of `least` to `most` values of the type `item`."""
+    return ValueType(text or f'a list, each {item.text}',
+                     lambda v: isinstance(v, list) and least <= len(v) <= most and all(map(item.accepts, v)),
+                     {'type': 'array', 'items': item.json, 'minItems': least, 'maxItems': most})
+
+
+def OrNull(kind):
+    """For arguments whose null is a value, not the default."""
+    return replace(kind, text=f'null or {kind.text}', accepts=lambda v: v is None or kind.accepts(v),
+                   json={'anyOf': [kind.json, {'type': 'null'}]})
+
+
+def Text(text='a text', pattern='.+'):
+    return ValueType(text, lambda v: isinstance(v, str) and re.fullmatch(pattern, v, re.DOTALL) is not None,
+                     {'type': 'string', 'pattern': f'^(?:{pattern})$'})
+
+
+def Path(exists):
+    """exists: 'folder' or 'file'."""
+    return replace(Text(f'a {exists} that exists'), exists=exists)
+
+
+def Spec(role):
+    """A mapping {name, args} that names something registered with this role."""
+    return ValueType('{name, args}', lambda v: isinstance(v, dict), {'$ref': f'#/definitions/{role}'}, role=role)
+
+
+FLAG = ValueType('true or false', lambda v: isinstance(v, bool), {'type': 'boolean'})
+
+
+# Coordinates.
 
 def axis_coord(n, v0=-1.0, v1=1.0, device=None, dtype=torch.float32):
     """Centres of n equal intervals of [v0, v1]: (n,).

@@ -2,13 +2,14 @@
 import json
 import os
 import re
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from utils import UserError
+from utils import Integer, OneOf, OrNull, Path, Text, UserError
 
 from .datasets import register
 from .images import FORMATS, MAX_PIXELS, BadImage, image_size, in_threads, read_image
@@ -17,7 +18,16 @@ from .images import FORMATS, MAX_PIXELS, BadImage, image_size, in_threads, read_
 SUFFIX = re.compile(r'([-_]?(x\d+(\.\d+)?|lr\d*|hr|srf[-_]?\d+))+$', re.IGNORECASE)  # 0801x2, img_001_SRF_2_LR
 
 
-@register('image-folder')
+# Arguments of both.
+SplitFile = Annotated[str, Path('file'), 'JSON file {key: [file names]}; null: all images']
+SplitKey = Annotated[str, Text(), 'which list of split_file']
+FirstK = Annotated[int, Integer(1), 'only the first images, in order of their names']
+Repeat = Annotated[int, Integer(1, 10 ** 7), 'how often an epoch sees each image']
+Cache = Annotated[str, OneOf('none', 'bin', 'in_memory'), 'decode at every use, or once: into a file, into memory']
+MaxPixels = Annotated[int, OrNull(Integer(1)), 'refuse larger images; null: no limit']
+
+
+@register('image-folder', 'dataset')
 class ImageFolder(Dataset):
     """The image files of a folder in the order of their names; hidden files and other kinds are passed over.
 
@@ -29,8 +39,9 @@ class ImageFolder(Dataset):
     Raises UserError for a folder, a split or an argument that cannot be used.
     """
 
-    def __init__(self, root_path, split_file=None, split_key=None, first_k=None, repeat=1, cache='none',
-                 max_pixels=MAX_PIXELS):
+    def __init__(self, root_path: Annotated[str, Path('folder'), 'folder of images'], split_file: SplitFile = None,
+                 split_key: SplitKey = None, first_k: FirstK = None, repeat: Repeat = 1, cache: Cache = 'none',
+                 max_pixels: MaxPixels = MAX_PIXELS):
         check_int('first_k', first_k, optional=True)
         check_int('repeat', repeat)
         check_int('max_pixels', max_pixels, optional=True)
@@ -94,7 +105,7 @@ class ImageFolder(Dataset):
         return image
 
 
-@register('paired-image-folders')
+@register('paired-image-folders', 'dataset')
 class PairedImageFolders(Dataset):
     """Two folders whose k-th files belong together: root_path_1 (LR) and root_path_2 (HR). The other arguments are
     those of `image-folder`, for both. Items are (LR, HR) pairs.
@@ -103,8 +114,10 @@ class PairedImageFolders(Dataset):
     endings such as x2, _LR or _HR are dropped (or the LR stem goes on after a sign: 0801_bicubic for 0801).
     """
 
-    def __init__(self, root_path_1, root_path_2, split_file=None, split_key=None, first_k=None, repeat=1, cache='none',
-                 max_pixels=MAX_PIXELS):
+    def __init__(self, root_path_1: Annotated[str, Path('folder'), 'folder of low-resolution images'],
+                 root_path_2: Annotated[str, Path('folder'), 'folder of high-resolution images, same order'],
+                 split_file: SplitFile = None, split_key: SplitKey = None, first_k: FirstK = None, repeat: Repeat = 1,
+                 cache: Cache = 'none', max_pixels: MaxPixels = MAX_PIXELS):
         options = dict(split_file=split_file, split_key=split_key, first_k=first_k, repeat=repeat,
                        max_pixels=max_pixels)
         self.lr, self.hr = [ImageFolder(root, **options) for root in (root_path_1, root_path_2)]

@@ -12,13 +12,14 @@ returns the small form that travels to the device, a dict of tensors:
 import functools
 import math
 import random
+from typing import Annotated
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from utils import UserError, axis_coord, make_coord
+from utils import FLAG, Integer, Number, OneOf, UserError, axis_coord, make_coord
 
 from .datasets import register
 from .image_folder import check_int
@@ -26,6 +27,10 @@ from .images import BadImage
 
 
 SMALL_IMAGES = ('stop', 'fit')
+# Arguments of several wrappers.
+InpSize = Annotated[int, Integer(1, 2 ** 16), 'side of the input, a random crop; null: the whole image']
+Augment = Annotated[bool, FLAG, 'random flips and transposition']
+SampleQ = Annotated[int, Integer(1), 'random pixels queried in a sample; null: all']
 
 
 class Wrapper(Dataset):
@@ -75,7 +80,7 @@ class Wrapper(Dataset):
         return {**item, 'coord': torch.from_numpy(np.stack(axes, axis=1)), 'gt': torch.from_numpy(gt)}
 
 
-@register('sr-implicit-downsampled')
+@register('sr-implicit-downsampled', 'wrapper')
 class SRImplicitDownsampled(Wrapper):
     """Pairs made from HR images: the input is a random crop, shrunk by a random scale with PIL's bicubic.
 
@@ -87,8 +92,11 @@ class SRImplicitDownsampled(Wrapper):
     to min(H, W) / inp_size ('fit').
     """
 
-    def __init__(self, dataset, inp_size=None, scale_min=1, scale_max=None, augment=False, sample_q=None,
-                 small_images='stop'):
+    def __init__(self, dataset, inp_size: InpSize = None,
+                 scale_min: Annotated[float, Number(1, 1024), 'smallest factor by which the image is reduced'] = 1,
+                 scale_max: Annotated[float, Number(1, 1024), 'largest one, drawn uniformly; null: scale_min'] = None,
+                 augment: Augment = False, sample_q: SampleQ = None,
+                 small_images: Annotated[str, OneOf(*SMALL_IMAGES), 'below the crop: stop, or fitting scales'] = 'stop'):
         super().__init__(dataset, augment, sample_q)
         check_int('inp_size', inp_size, optional=True)
         scale_max = scale_min if scale_max is None else scale_max
@@ -142,7 +150,7 @@ class SRImplicitDownsampled(Wrapper):
         return h, w, round(h * s), round(w * s)
 
 
-@register('sr-implicit-paired')
+@register('sr-implicit-paired', 'wrapper')
 class SRImplicitPaired(Wrapper):
     """Pairs from two folders, for the fixed-scale networks and the benchmarks.
 
@@ -151,7 +159,7 @@ class SRImplicitPaired(Wrapper):
     augment, sample_q: as in `sr-implicit-downsampled`.
     """
 
-    def __init__(self, dataset, inp_size=None, augment=False, sample_q=None):
+    def __init__(self, dataset, inp_size: InpSize = None, augment: Augment = False, sample_q: SampleQ = None):
         super().__init__(dataset, augment, sample_q)
         check_int('inp_size', inp_size, optional=True)
         self.inp_size = inp_size
@@ -189,7 +197,7 @@ class SRImplicitPaired(Wrapper):
         return s
 
 
-@register('sr-implicit-uniform-varied')
+@register('sr-implicit-uniform-varied', 'wrapper')
 class SRImplicitUniformVaried(Wrapper):
     """Pairs whose ground truth varies in size (the paper's CelebA-HQ experiments).
 
@@ -198,7 +206,12 @@ class SRImplicitUniformVaried(Wrapper):
     size, for networks of a fixed scale. augment: left-right flips only (faces). sample_q: as above.
     """
 
-    def __init__(self, dataset, size_min, size_max=None, augment=False, gt_resize=None, sample_q=None):
+    def __init__(self, dataset,
+                 size_min: Annotated[int, Integer(1, 2 ** 16), 'side of the ground truth of the first image'],
+                 size_max: Annotated[int, Integer(1, 2 ** 16), 'of the last image; null: size_min'] = None,
+                 augment: Annotated[bool, FLAG, 'random left-right flips'] = False,
+                 gt_resize: Annotated[int, Integer(1, 2 ** 16), 'then resized to this, for fixed-scale networks'] = None,
+                 sample_q: SampleQ = None):
         super().__init__(dataset, augment, sample_q)
         size_max = size_min if size_max is None else size_max
         for name, size in (('size_min', size_min), ('size_max', size_max)):

@@ -1,11 +1,18 @@
 """Convolutional pieces that several encoders share."""
 import math
+from typing import Annotated
 
 import torch
 from torch import nn
 
-from utils import UserError
+from utils import FLAG, Integer, Number, OneOf, UserError
 
+
+# Arguments of several encoders.
+Features = Annotated[int, Integer(1, 8192), 'features']
+Scale = Annotated[int, OneOf(1, 2, 3, 4, 8, 16, 32, 64), "of the encoder's up-sampler"]
+NoUpsampling = Annotated[bool, FLAG, 'true: return features, for LIIF and MetaSR']
+RgbRange = Annotated[float, Number(0, above=True), 'of two unused layers that published checkpoints hold']
 
 # Mean RGB of the DIV2K training images, by which the original EDSR shifts its input.
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)

@@ -1,8 +1,16 @@
 """EDSR (Lim et al., CVPR Workshops 2017): a plain residual network without batch normalization."""
+from typing import Annotated
+
 from torch import nn
 
-from .blocks import MeanShift, Upsampler, conv
+from utils import Integer, Number
+
+from .blocks import Features, MeanShift, NoUpsampling, RgbRange, Scale, Upsampler, conv
 from .models import register
+
+
+Blocks = Annotated[int, Integer(0, 1024), 'residual blocks']
+ResScale = Annotated[float, Number(0), 'factor of each residual']
 
 
 class ResBlock(nn.Module):
@@ -45,13 +53,15 @@ class EDSR(nn.Module):
         return x if self.no_upsampling else self.tail(x)
 
 
-@register('edsr-baseline')
-def make_edsr_baseline(n_resblocks=16, n_feats=64, res_scale=1, scale=2, no_upsampling=False, rgb_range=1):
+@register('edsr-baseline', 'encoder')
+def make_edsr_baseline(n_resblocks: Blocks = 16, n_feats: Features = 64, res_scale: ResScale = 1, scale: Scale = 2,
+                       no_upsampling: NoUpsampling = False, rgb_range: RgbRange = 1):
     """EDSR-baseline: 16 blocks of 64 features, 1.2 M parameters; the encoder of most of the paper's tables."""
     return EDSR(n_resblocks, n_feats, res_scale, scale, no_upsampling, rgb_range)
 
 
-@register('edsr')
-def make_edsr(n_resblocks=32, n_feats=256, res_scale=0.1, scale=2, no_upsampling=False, rgb_range=1):
+@register('edsr', 'encoder')
+def make_edsr(n_resblocks: Blocks = 32, n_feats: Features = 256, res_scale: ResScale = 0.1, scale: Scale = 2,
+              no_upsampling: NoUpsampling = False, rgb_range: RgbRange = 1):
     """EDSR: 32 blocks of 256 features with residuals scaled by 0.1."""
     return EDSR(n_resblocks, n_feats, res_scale, scale, no_upsampling, rgb_range)

@@ -2,11 +2,13 @@
 
 The weights are those that make the low-resolution images, `utils.resampling_taps`.
 """
+from typing import Annotated
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from utils import UserError, cubic, linear, resampling_taps
+from utils import OneOf, UserError, cubic, linear, resampling_taps
 
 from .liif import Codes
 from .models import register
@@ -69,8 +71,8 @@ class Interpolation(nn.Module):
         return self.query_rgb(coord, cell)
 
 
-@register('bicubic')
-def bicubic(kernel='matlab'):
+@register('bicubic', 'interpolation')
+def bicubic(kernel: Annotated[str, OneOf('matlab', 'pil'), 'how borders are treated'] = 'matlab'):
     """Bicubic interpolation. kernel: how borders are treated, as by 'matlab' (mirrored) or by 'pil' (left out)."""
     borders = {'matlab': 'symmetric', 'pil': 'clip'}
     if kernel not in borders:
@@ -78,13 +80,13 @@ def bicubic(kernel='matlab'):
     return Interpolation(cubic, borders[kernel])
 
 
-@register('bilinear')
+@register('bilinear', 'interpolation')
 def bilinear():
     """Bilinear interpolation."""
     return Interpolation(linear)
 
 
-@register('nearest')
+@register('nearest', 'interpolation')
 class Nearest(Interpolation):
     """The source pixel a coordinate lies in; on the edge of two, the one below or to the right."""
 

@@ -19,17 +19,17 @@ layer once, would save 2,304 more and was measured slower: three channels are ch
 A decoder other than a ReLU MLP gathers the unfolded features instead and runs whole.
 """
 import math
-from typing import NamedTuple, Optional
+from typing import Annotated, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import models
-from utils import UserError, axis_coord
+from utils import FLAG, Spec, UserError, axis_coord
 
 from .mlp import MLP
-from .models import register
+from .models import EncoderSpec, register
 
 
 SHIFT = 1e-6  # breaks the ties of queries half-way between two codes, and keeps clamped coordinates inside
@@ -61,13 +61,17 @@ class Workspace(NamedTuple):
     buffers: Optional[torch.Tensor] = None
 
 
-@register('liif')
+@register('liif', 'model')
 class LIIF(nn.Module):
     """encoder_spec: an encoder with `out_dim`; imnet_spec: the decoder f, given `in_dim` here; without it the model
     reads the pixels of an up-sampling encoder (the fixed-scale rows of the paper's tables).
     local_ensemble, feat_unfold, cell_decode: the paper's components, each switchable (table 3: -e, -u, -c)."""
 
-    def __init__(self, encoder_spec, imnet_spec=None, local_ensemble=True, feat_unfold=True, cell_decode=True):
+    def __init__(self, encoder_spec: EncoderSpec,
+                 imnet_spec: Annotated[dict, Spec('decoder'), 'the decoder; null: the encoder up-samples'] = None,
+                 local_ensemble: Annotated[bool, FLAG, 'blend the four codes around a query'] = True,
+                 feat_unfold: Annotated[bool, FLAG, 'a code is the 3x3 neighbourhood of features'] = True,
+                 cell_decode: Annotated[bool, FLAG, 'the decoder is given the size of the query pixel'] = True):
         super().__init__()
         self.local_ensemble = local_ensemble
         self.feat_unfold = feat_unfold

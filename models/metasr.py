@@ -7,17 +7,17 @@ from torch import nn
 import models
 from utils import make_coord
 
-from .models import register
+from .models import EncoderSpec, register
 
 
 EDGE = 1e-6  # moves ties to the code on the lower right and keeps clamped coordinates inside the image
 
 
-@register('metasr')
+@register('metasr', 'model')
 class MetaSR(nn.Module):
     """Same protocol as LIIF: gen_feat(inp), query_rgb(coord, cell), forward(inp, coord, cell)."""
 
-    def __init__(self, encoder_spec):
+    def __init__(self, encoder_spec: EncoderSpec):
         super().__init__()
         self.encoder = models.make(encoder_spec)
         self.imnet = models.make({'name': 'mlp', 'args': {

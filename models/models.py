@@ -1,11 +1,14 @@
 """The models' registry: `@register('name')` on a class or factory, `make(spec)` to build one."""
+from typing import Annotated
+
 import torch
 
-from utils import Registry, UserError
+from utils import Registry, Spec, UserError
 
 
 registry = Registry('model')
 register = registry.register
+EncoderSpec = Annotated[dict, Spec('encoder'), 'the network that turns the image into latent codes']
 
 
 def make(spec, args=None, load_sd=False):

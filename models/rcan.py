@@ -1,7 +1,11 @@
 """RCAN (Zhang et al., ECCV 2018): residual groups of blocks with channel attention."""
+from typing import Annotated
+
 from torch import nn
 
-from .blocks import MeanShift, Upsampler, conv
+from utils import Integer
+
+from .blocks import Features, MeanShift, NoUpsampling, RgbRange, Scale, Upsampler, conv
 from .models import register
 
 
@@ -29,7 +33,7 @@ class Residual(nn.Module):
         return x + self.body(x)
 
 
-@register('rcan')
+@register('rcan', 'encoder')
 class RCAN(nn.Module):
     """(B, 3, h, w) -> (B, n_feats, h, w) with no_upsampling, else (B, 3, scale * h, scale * w).
 
@@ -37,8 +41,11 @@ class RCAN(nn.Module):
     image cannot be encoded in tiles with the same result.
     """
 
-    def __init__(self, n_resgroups=10, n_resblocks=20, n_feats=64, reduction=16, scale=2, no_upsampling=False,
-                 rgb_range=1):
+    def __init__(self, n_resgroups: Annotated[int, Integer(0, 1024), 'residual groups'] = 10,
+                 n_resblocks: Annotated[int, Integer(0, 1024), 'residual blocks in a group'] = 20,
+                 n_feats: Features = 64,
+                 reduction: Annotated[int, Integer(1, 8192), 'of the features in the channel attention'] = 16,
+                 scale: Scale = 2, no_upsampling: NoUpsampling = False, rgb_range: RgbRange = 1):
         super().__init__()
         self.no_upsampling = no_upsampling
         self.receptive_radius = None

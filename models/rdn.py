@@ -1,10 +1,12 @@
 """RDN (Zhang et al., CVPR 2018): residual dense blocks whose outputs are fused globally."""
+from typing import Annotated
+
 import torch
 from torch import nn
 
-from utils import UserError
+from utils import Integer, OneOf, UserError
 
-from .blocks import conv
+from .blocks import Features, NoUpsampling, conv
 from .models import register
 
 
@@ -32,7 +34,7 @@ class ResidualDenseBlock(nn.Module):
         return x + self.LFF(self.convs(x))  # (B, G0, h, w)
 
 
-@register('rdn')
+@register('rdn', 'encoder')
 class RDN(nn.Module):
     """(B, 3, h, w) -> (B, G0, h, w) with no_upsampling, else (B, 3, scale * h, scale * w) for scale 2, 3 or 4.
 
@@ -40,7 +42,11 @@ class RDN(nn.Module):
     out_dim: channels of the output. receptive_radius: how many pixels beyond itself an output code sees.
     """
 
-    def __init__(self, G0=64, RDNkSize=3, RDNconfig='B', scale=2, no_upsampling=False):
+    def __init__(self, G0: Features = 64,
+                 RDNkSize: Annotated[int, Integer(1, 99, odd=True), 'side of the kernels'] = 3,
+                 RDNconfig: Annotated[str, OneOf(*CONFIGS), 'A: 20 blocks, 6 layers, growth 32; B: 16, 8, 64'] = 'B',
+                 scale: Annotated[int, OneOf(2, 3, 4), "of the encoder's up-sampler"] = 2,
+                 no_upsampling: NoUpsampling = False):
         super().__init__()
         if RDNconfig not in CONFIGS:
             raise UserError(f'RDNconfig: found {RDNconfig!r}, wanted {" or ".join(CONFIGS)}')

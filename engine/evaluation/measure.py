@@ -31,7 +31,6 @@ from engine.evaluation.metrics import calc_ssim
 from engine.evaluation.suite import open_data
 from engine.rendering.renderer import Renderer
 from engine.runtime import autocast, explain
-from engine.schema import ARGUMENTS
 from utils import Averager, UserError, atomic_write, calc_psnr
 
 
@@ -66,7 +65,7 @@ def open_model(text, device, ema=False):
     """A Candidate from a checkpoint's path, a label and a path as LABEL=PATH, or bicubic, bilinear, nearest. Raises
     UserError for a file that is no model of RGB images."""
     label, path = split_label(text)
-    if path in ARGUMENTS['interpolation']:
+    if path in models.registry.names('interpolation'):
         spec, data, checkpoint = {'name': path, 'args': {}}, path.encode(), {}
         model = models.make(spec)
     else:

@@ -21,7 +21,7 @@ from datasets.loader import BatchSampler, keyed_rng, make_loader
 from engine import distributed
 from engine.evaluation.evaluate import batch_psnr, predict
 from engine.runtime import StopSignals, autocast, code_version, describe_device, keep_freed_memory
-from engine.training.optim import learning_rate
+from engine.optim import learning_rate
 from engine.training.state import State
 from utils import Averager, UserError, denormalize, make_coord, normalize
 

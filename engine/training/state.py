@@ -7,7 +7,7 @@ import torch
 
 import models
 from engine.checkpoint import build_model
-from engine.training.optim import make_optimizer
+from engine.optim import make_optimizer
 from utils import Averager, UserError
 
 

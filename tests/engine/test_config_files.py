@@ -1,7 +1,6 @@
 """The files of configs/: complete, as published, and each trains or measures; the schema and its page."""
 import copy
 import glob
-import inspect
 import itertools
 import json
 import math
@@ -20,10 +19,10 @@ import datasets
 import models
 from datasets.batch import unpack
 from datasets.loader import make_loader
-from engine.config import load_config
+from engine.config import load_config, read_yaml
 from engine.evaluation.evaluate import batch_psnr
-from engine.schema import ARGUMENTS, KINDS, REQUIRED, describe
-from engine.training.optim import OPTIMIZERS, make_optimizer
+from engine.schema import KINDS, REGISTRIES, REQUIRED, generated, keys_of, parameters_of
+from engine.optim import make_optimizer
 from tests.common import ROOT
 from utils import make_coord, normalize
 
@@ -249,34 +248,71 @@ def test_suites_measure_what_is_there_and_name_the_rest(tmp_path, script, there,
 
 # The schema.
 
-@pytest.mark.parametrize('role', ['dataset', 'wrapper', 'model', 'interpolation', 'encoder', 'decoder', 'optimizer'])
-def test_schema_is_what_the_constructors_take(role):
-    for name, table in ARGUMENTS[role].items():
-        registry = datasets.registry if role in ('dataset', 'wrapper') else models.registry
-        thing = OPTIMIZERS[name] if role == 'optimizer' else registry.get(name)
-        takes = dict(inspect.signature(thing).parameters)
-        if role == 'wrapper':
-            takes.pop('dataset')
-        if role != 'optimizer':  # PyTorch's have further ones, about speed
-            assert set(table) == set(takes), name
-        for key, entry in table.items():
-            default = takes[key].default
-            if entry.default is REQUIRED:
-                assert key == 'lr' or default is inspect.Parameter.empty, (name, key)
-            else:
-                assert (list(default) if isinstance(default, tuple) else default) == entry.default, (name, key)
-                assert default is None or key.endswith('betas') or entry.want.accepts(default), (name, key)
+def test_documentation_and_json_schema_are_the_generated_ones():
+    for path, text in generated().items():
+        with open(path, encoding='utf-8') as f:
+            assert f.read() == text, f'{path}: run python -m engine.schema --write'
 
 
-def test_every_registered_name_is_in_the_schema():
-    known = {name for role in ARGUMENTS for name in ARGUMENTS[role]}
-    ours = [registry.get(name) for registry in (datasets.registry, models.registry) for name in registry.names()]
-    ours = {thing for thing in ours if thing.__module__.split('.')[0] in ('datasets', 'models')}
-    assert ours == {registry.get(name) for registry in (datasets.registry, models.registry)
-                    for name in registry.names() if name in known}
+def test_documentation_shows_every_group():
+    with open(os.path.join(ROOT, 'docs', 'configs.md'), encoding='utf-8') as f:
+        assert sorted(re.findall(r'<!-- schema: (\w+) -->', f.read())) == sorted([*KINDS, *REGISTRIES])
 
 
-@pytest.mark.parametrize('group', [*KINDS, *ARGUMENTS])
-def test_documentation_shows_the_schema(group):
-    with open(os.path.join(ROOT, 'docs', 'configs.md')) as f:
-        assert f'```yaml\n{describe(group)}\n```' in f.read(), f'paste {group} of python -m engine.schema there'
+@pytest.mark.parametrize('role', REGISTRIES)
+def test_every_argument_is_annotated_and_its_default_accepted(role):
+    for name in REGISTRIES[role].names(role):
+        thing = REGISTRIES[role].get(name)
+        takes = {key for key, p in parameters_of(thing).items() if p.kind is not p.POSITIONAL_ONLY}
+        keys = keys_of(thing)
+        assert takes - {'dataset', 'params'} == set(keys), name
+        for key, (kind, default, meaning) in keys.items():
+            assert meaning and (default in (None, REQUIRED) or kind.accepts(default)), (name, key)
+
+
+def test_every_registered_thing_of_ours_has_a_role():
+    for registry in {id(registry): registry for registry in REGISTRIES.values()}.values():
+        for name, thing in registry.entries.items():
+            if thing.__module__.split('.')[0] in ('datasets', 'models', 'engine'):
+                assert registry.roles[name] in REGISTRIES, name
+
+
+@pytest.fixture(scope='module')
+def validator():
+    jsonschema = pytest.importorskip('jsonschema')
+    with open(os.path.join(ROOT, 'configs', 'schema.json')) as f:
+        schema = json.load(f)
+    jsonschema.Draft7Validator.check_schema(schema)
+    return jsonschema.Draft7Validator(schema)
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_file_names_the_json_schema_and_satisfies_it(name, validator):
+    with open(config_path(name)) as f:
+        first = f.readline()
+    schema = re.fullmatch(r'# yaml-language-server: \$schema=(.*)\n', first).group(1)
+    assert os.path.samefile(os.path.join(os.path.dirname(config_path(name)), schema), config_path('schema.json'))
+    assert not list(validator.iter_errors(read_yaml(config_path(name))))
+
+
+@pytest.mark.parametrize('change, path', [
+    (lambda c: c.update(epoch_max='ten'), 'epoch_max'),
+    (lambda c: c.update(seeed=1), ''),
+    (lambda c: c['train_dataset'].pop('batch_size'), 'train_dataset'),
+    (lambda c: c['model'].update(name='lif'), 'model.name'),
+    (lambda c: c['model']['args']['encoder_spec']['args'].update(nfeats=3), 'model.args.encoder_spec.args'),
+    (lambda c: c['train_dataset']['wrapper']['args'].update(scale_min=0.5), 'train_dataset.wrapper.args.scale_min'),
+    (lambda c: c['optimizer'].pop('args'), 'optimizer'),
+    (lambda c: c.update(eval_type='div2k-0'), 'eval_type'),
+])
+def test_json_schema_finds_mistakes(change, path, validator):
+    config = read_yaml(config_path('train-div2k/train_edsr-baseline-liif.yaml'))
+    change(config)
+    found = [error for error in validator.iter_errors(config)]
+    assert ['.'.join(map(str, error.absolute_path)) for error in innermost(found)] == [path]
+
+
+def innermost(errors):
+    """The errors of which the given ones consist."""
+    return [inner for error in errors for inner in
+            (innermost([e for e in error.context if e.schema != {'type': 'null'}]) if error.context else [error])]

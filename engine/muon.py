@@ -1,10 +1,14 @@
 """Muon: gradient descent with momentum whose steps are orthogonal matrices (Jordan et al., 2024)."""
 import math
+from typing import Annotated
 
 import torch
 from torch.optim.adam import adam
 
+from utils import Integer, ListOf, Number
 
+
+BETAS = ListOf(Number(0, 1, below=True), 2, 2, 'a list of two numbers >= 0 and < 1')
 QUINTIC = (3.4445, -4.7750, 2.0315)  # coefficients of the Newton-Schulz iteration, chosen for a steep slope at 0
 
 
@@ -22,8 +26,13 @@ class Muon(torch.optim.Optimizer):
     adam_lr, adam_betas, adam_eps: of Adam. iterations: Newton-Schulz steps.
     """
 
-    def __init__(self, params, lr, momentum=0.95, weight_decay=0.0, adam_lr=1e-3, adam_betas=(0.9, 0.99),
-                 adam_eps=1e-8, iterations=5):
+    def __init__(self, params, lr: Annotated[float, Number(0, above=True), 'learning rate of the hidden weights'],
+                 momentum: Annotated[float, Number(0, 1, below=True), 'of the hidden weights'] = 0.95,
+                 weight_decay: Annotated[float, Number(0), 'of the hidden weights, times lr'] = 0,
+                 adam_lr: Annotated[float, Number(0), 'learning rate of the other weights, by Adam'] = 1e-3,
+                 adam_betas: Annotated[list, BETAS, 'of Adam'] = (0.9, 0.99),
+                 adam_eps: Annotated[float, Number(0), 'of Adam'] = 1e-8,
+                 iterations: Annotated[int, Integer(1, 100), 'Newton-Schulz iterations'] = 5):
         super().__init__(params, dict(lr=lr, peak_lr=lr, momentum=momentum, weight_decay=weight_decay, adam_lr=adam_lr,
                                       adam_betas=tuple(adam_betas), adam_eps=adam_eps, iterations=iterations))
 
