@@ -8,30 +8,21 @@
 Everything goes to save/_<config name>[_tag], or save/<name>[_tag]: log.txt, config.yaml, tensorboard/, epoch-last.pth
 (and epoch-last.prev.pth, the one before it), epoch-best.pth by validation PSNR, epoch-N.pth.
 
-The config (docs/configs.md explains every name and argument; a spec is {name: ..., args: {...}}):
+A config names the data, the model, the optimizer and the length of the run (docs/configs.md has every key):
 
-    train_dataset:        what to train on
-      dataset: spec         image-folder, paired-image-folders
-      wrapper: spec         sr-implicit-downsampled, sr-implicit-paired, sr-implicit-uniform-varied
-      batch_size: 16        samples a step, over all GPUs
-    val_dataset:          the same three; left out: no validation
-    data_norm:            {inp: {sub: [0.5], div: [0.5]}, gt: {sub: [0.5], div: [0.5]}}; left out: none
-    model: spec           liif, metasr
-    optimizer: spec       adam, sgd
-    epoch_max: 1000
-    multi_step_lr:        {milestones: [200, 400, 600, 800], gamma: 0.5}, in epochs; or instead of it
-    lr_scheduler: spec    multi-step, cosine, with warmup_epochs
-    epoch_val: 1          validate every so many epochs
-    epoch_save: 100       keep epoch-N.pth every so many epochs
-    save_minutes: 10      save within an epoch, too
-    eval_type: null       or div2k-N, benchmark-N; eval_bsize: queries decoded at once
-    resume: null          a checkpoint to go on from, of the published code too; model and optimizer may be left out
-    seed: 0               every random choice follows from it
-    precision: float32    or bf16, fp16 (CUDA)
-    grad_clip: null       largest norm of the gradient
-    ema: null             decay of averaged weights, saved beside (test.py --ema)
-    on_bad_image: stop    or skip
+    train_dataset:
+      dataset: {name: image-folder, args: {root_path: ./load/your-images/train}}
+      wrapper: {name: sr-implicit-downsampled, args: {inp_size: 48, scale_max: 4, sample_q: 2304}}
+      batch_size: 16
+    model:
+      name: liif
+      args:
+        encoder_spec: {name: edsr-baseline, args: {no_upsampling: true}}
+        imnet_spec: {name: mlp, args: {out_dim: 3, hidden_list: [256, 256, 256, 256]}}
+    optimizer: {name: adam, args: {lr: 1e-4}}
+    epoch_max: 100
 """
+import os
 import sys
 
 from engine import distributed
@@ -93,6 +84,9 @@ def checkpoint_to_resume(config, folder, args):
             return found
         folder.log(f'nothing to resume in {folder.path}: beginning')
     if config['resume'] is None:
+        return None, None
+    if not os.path.exists(config['resume']):
+        folder.log(f'WARNING: resume: there is no file {config["resume"]}, so training begins anew')
         return None, None
     if args.init:
         raise UserError('--init and the key resume of the config exclude each other: weights only, or all of it')

@@ -96,7 +96,7 @@ class SRImplicitDownsampled(Wrapper):
                  scale_min: Annotated[float, Number(1, 1024), 'smallest factor by which the image is reduced'] = 1,
                  scale_max: Annotated[float, Number(1, 1024), 'largest one, drawn uniformly; null: scale_min'] = None,
                  augment: Augment = False, sample_q: SampleQ = None,
-                 small_images: Annotated[str, OneOf(*SMALL_IMAGES), 'below the crop: stop, or fitting scales'] = 'stop'):
+                 small_images: Annotated[str, OneOf(*SMALL_IMAGES), 'if too small: stop, or fitting scales'] = 'stop'):
         super().__init__(dataset, augment, sample_q)
         check_int('inp_size', inp_size, optional=True)
         scale_max = scale_min if scale_max is None else scale_max
@@ -210,7 +210,7 @@ class SRImplicitUniformVaried(Wrapper):
                  size_min: Annotated[int, Integer(1, 2 ** 16), 'side of the ground truth of the first image'],
                  size_max: Annotated[int, Integer(1, 2 ** 16), 'of the last image; null: size_min'] = None,
                  augment: Annotated[bool, FLAG, 'random left-right flips'] = False,
-                 gt_resize: Annotated[int, Integer(1, 2 ** 16), 'then resized to this, for fixed-scale networks'] = None,
+                 gt_resize: Annotated[int, Integer(1, 2 ** 16), 'then resized to it, for fixed-scale networks'] = None,
                  sample_q: SampleQ = None):
         super().__init__(dataset, augment, sample_q)
         size_max = size_min if size_max is None else size_max

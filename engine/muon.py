@@ -76,7 +76,8 @@ class Muon(torch.optim.Optimizer):
             return
         for p in params:
             if not self.state[p]:
-                self.state[p].update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+                self.state[p].update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(p),
+                                     exp_avg_sq=torch.zeros_like(p))
         exp_avg, exp_avg_sq, steps = ([self.state[p][key] for p in params] for key in ('exp_avg', 'exp_avg_sq', 'step'))
         beta1, beta2 = group['adam_betas']
         adam(params, [p.grad for p in params], exp_avg, exp_avg_sq, [], steps, amsgrad=False, beta1=beta1, beta2=beta2,

@@ -33,6 +33,8 @@ def make_optimizer(parameters, spec):
     position; frozen ones get no gradient and no update)."""
     try:
         return optimizers.make(spec, args={'params': parameters})
+    except UserError:
+        raise
     except (TypeError, ValueError) as error:
         raise UserError(f'optimizer {spec["name"]}: {error}; correct optimizer.args') from None
 

@@ -190,7 +190,8 @@ def json_schema():
 
 def _object(keys, free=(), others=False):
     """keys: {name: Key}; free: names that are not required whatever their default; others: further names allowed."""
-    return {'type': 'object', 'additionalProperties': others, 'properties': {name: _value(*keys[name]) for name in keys},
+    return {'type': 'object', 'additionalProperties': others,
+            'properties': {name: _value(*key) for name, key in keys.items()},
             'required': [name for name in keys if keys[name].default is REQUIRED and name not in free]}
 
 

@@ -126,6 +126,9 @@ def agree(config, checkpoint, path, allowed=()):
                         f'resumed from; start from its weights with --init {path}')
     was['optimizer'] = {'name': optimizer['name'], 'args': optimizer['args']}
     now = {key: was[key] if value is None and key in ('model', 'optimizer') else value for key, value in config.items()}
+    ends = [(c.get('lr_scheduler') or {}).get('args', {}).get('epochs', 'none') for c in (was, now)]
+    if ends == [was.get('epoch_max'), None]:  # earlier versions wrote the length of a schedule out
+        was['lr_scheduler'] = {**was['lr_scheduler'], 'args': {**was['lr_scheduler']['args'], 'epochs': None}}
     differences = [f'{key} is {b}, was {a}' for key, a, b in compare(was, now)
                    if key.split('.')[0] not in FREE and not any(f'{key}.'.startswith(f'{a}.') for a in allowed)]
     if differences:

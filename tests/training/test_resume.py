@@ -154,7 +154,9 @@ def test_a_run_folder_is_kept_unless_asked(tmp_path, images):
 
 
 def test_resuming_nothing_begins_and_resuming_the_end_does_nothing(tmp_path, images):
-    folder = whole_run(tmp_path / 'run', tiny_config(images, epoch_max=1), '--resume')
+    folder = whole_run(tmp_path / 'run', tiny_config(images, epoch_max=1, resume='gone.pth'), '--resume')
+    with open(f'{folder}/save/_c/log.txt') as f:
+        assert 'WARNING: resume: there is no file gone.pth, so training begins anew\n' in f.readlines()[:2]
     before = load_checkpoint(f'{folder}/save/_c/epoch-last.pth')
     code, text = run(folder, *ARGUMENTS, '--resume')
     assert code == 0 and 'nothing left to train' in text

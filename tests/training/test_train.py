@@ -141,7 +141,7 @@ def test_half_precision_on_cuda(config):
 
 
 @pytest.mark.parametrize('spec, words', [
-    ({'name': 'adamm', 'args': {'lr': 1}}, 'known: adam, sgd'),
+    ({'name': 'adamm', 'args': {'lr': 1}}, 'known: adam, muon, sgd'),
     ({'name': 'adam', 'args': {'lr': 1, 'momentum': 0.9}}, 'momentum'),
     ({'name': 'adam', 'args': {'lr': -1}}, 'learning rate')])
 def test_wrong_optimizers(spec, words):
@@ -188,6 +188,17 @@ def test_cosine_and_warm_up():
 def test_differences_of_configs():
     assert compare({'a': {'b': 1, 'c': [1, 2]}, 'd': None}, {'a': {'b': 1.0, 'c': [1, 2]}, 'e': {}}) == []
     assert compare({'a': {'b': 1}}, {'a': {'b': True}, 'c': 'x'}) == [('a.b', 1, True), ('c', None, 'x')]
+
+
+def test_a_longer_run_needs_one_allowed_change(config):
+    def scheduled(epochs, epoch_max):
+        schedule = {'name': 'cosine', 'args': {'epochs': epochs, 'min_lr': 0, 'warmup_epochs': 0}}
+        return {**config, 'epoch_max': epoch_max, 'multi_step_lr': None, 'lr_scheduler': schedule}
+    for written in (None, 7):  # earlier versions wrote epoch_max there
+        saved = copy.deepcopy(State(scheduled(written, 7), CPU, 3).checkpoint())
+        assert agree(scheduled(None, 9), saved, 'a.pth', ['epoch_max'])['epoch_max'] == 9
+        with pytest.raises(UserError, match='lr_scheduler.args.epochs is 8'):
+            agree(scheduled(8, 9), saved, 'a.pth', ['epoch_max'])
 
 
 def test_the_checkpoints_model_wins(config):
