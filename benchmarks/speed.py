@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import cases, memory
 from engine.runtime import DTYPES, keep_freed_memory
-from models.liif import _chunk as rows_of_chunk
+from models.decode import rows_per_chunk
 
 
 ROUNDS = {'cpu': 3, 'cuda': 11}
@@ -76,7 +76,7 @@ def side_stages(side, precision, case, rows, device, quick):
     if side == 'fast':
         return cases.fast_stages(model, inp, size, rows), precision
     width, dtype = model.imnet.layers[-1].in_features, DTYPES[precision]
-    rows = rows_of_chunk(torch.empty(0, width, device=device, dtype=dtype))
+    rows = rows_per_chunk(torch.empty(0, width, device=device, dtype=dtype))
     return cases.product_stages(width, rows, 3, device, dtype), 'float32'
 
 

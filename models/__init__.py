@@ -8,4 +8,4 @@ from . import (  # encoders  # decoders
     rcan,
     rdn,
 )
-from .models import make, register, registry  # first: model files import these names from this package
+from .models import decodes_grids, make, register, registry  # first: model files import these names from this package

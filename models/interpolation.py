@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from utils import OneOf, UserError, cubic, linear, resampling_taps
 
-from .liif import Codes
+from .decode import Codes
 from .models import register
 
 

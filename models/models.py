@@ -24,6 +24,17 @@ def make(spec, args=None, load_sd=False):
     return model
 
 
+def decodes_grids(model):
+    """Whether `model.encode` and `model.decode_grid` give what its `gen_feat` and `query_rgb` give, so that callers may
+    use the faster pair: it has them, and no subclass (or assignment to the object) replaced the protocol below them."""
+    def depth(name):  # how far up the classes of the object it is defined
+        owners = (vars(model), *map(vars, type(model).__mro__))
+        return next((i for i, owner in enumerate(owners) if name in owner), len(owners))
+
+    return hasattr(model, 'decode_grid') and all(
+        depth('decode_grid') <= depth(name) for name in ('gen_feat', 'query_rgb', 'forward'))
+
+
 def _load_state(model, spec):
     want = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     found = {key: tuple(value.shape) if torch.is_tensor(value) else None for key, value in spec['sd'].items()}

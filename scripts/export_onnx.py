@@ -19,7 +19,8 @@ from torch import nn
 
 from engine.rendering.api import load_renderer
 from engine.runtime import Parser, run_program
-from models.liif import LIIF, SHIFT, Workspace, _opposite_areas
+from models import decode
+from models.liif import LIIF
 from utils import UserError, atomic_write, denormalize, make_coord, normalize
 
 TOLERANCE = 1e-4  # of RGB in [0, 1]
@@ -49,7 +50,7 @@ class Decoder(nn.Module):
     def forward(self, codes, coord, cell):
         h, w, _ = codes.shape
         index, offset = [], []
-        for i, j in self.model._corners():
+        for i, j in decode.corners(self.model.local_ensemble):
             row, y = nearest_code(coord[:, 0], h, i)
             column, x = nearest_code(coord[:, 1], w, j)
             index.append(row * w + column)  # (Q,)
@@ -59,14 +60,15 @@ class Decoder(nn.Module):
         if self.model.cell_decode:
             relative = torch.stack([cell[:, 0] * h, cell[:, 1] * w], dim=-1)  # (Q, 2)
             query = torch.cat([offset, relative.expand_as(offset)], dim=-1)  # (T, Q, 4)
-        weight = _opposite_areas(offset[..., 0], offset[..., 1])  # (T, Q)
-        plain = Workspace(self.model._layers())
-        rgb = self.model._blend(codes.flatten(0, 1), torch.cat(index), query.flatten(0, 1), weight, plain)  # (3, Q)
+        weight = decode.opposite_areas(offset[..., 0], offset[..., 1])  # (T, Q)
+        plain = decode.Workspace(decode.linear_layers(self.model.imnet))
+        rgb = decode.blend(self.model.imnet, codes.flatten(0, 1), torch.cat(index), query.flatten(0, 1), weight,
+                           plain)  # (3, Q)
         return denormalize(rgb.t(), self.data_norm.get('gt'), -1)
 
 
 def nearest_code(x, n, side):
-    """`nearest_code` of models/liif.py for a graph in which n is a symbol.
+    """`nearest_code` of models/decode.py for a graph in which n is a symbol.
 
     Exporters compute with symbols in float32. A centre that is one bit off is no exact zero away from a query upon
     it, and on the image's border the areas there are all zeros: their ratios, hence the colour, would be another.
@@ -75,8 +77,8 @@ def nearest_code(x, n, side):
     r = 1 / length
     moved = x
     if side:
-        moved = x + (side * r + SHIFT).float()
-    moved = moved.clamp(-1 + SHIFT, 1 - SHIFT)
+        moved = x + (side * r + decode.SHIFT).float()
+    moved = moved.clamp(-1 + decode.SHIFT, 1 - decode.SHIFT)
     ramp = torch.arange(n, dtype=torch.float32).view(1, 1, 1, n)
     where = torch.stack([moved, torch.zeros_like(moved)], dim=-1).view(1, 1, -1, 2)
     index = F.grid_sample(ramp, where, mode='nearest', align_corners=False).view(-1).long()

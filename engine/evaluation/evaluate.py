@@ -6,6 +6,7 @@ from tqdm import tqdm
 
 from datasets.batch import unpack
 from engine.runtime import model_device
+from models import decodes_grids
 from utils import Averager, UserError, calc_psnr, denormalize, make_coord, normalize
 
 
@@ -40,7 +41,7 @@ def predict(model, inp, batch, eval_bsize=None):
     with torch.no_grad():
         if coord is None:
             h, w = batch['size'][0].tolist()
-            if hasattr(model, 'decode_grid'):
+            if decodes_grids(model):
                 y, x = (make_coord((n,), device=inp.device).view(-1) for n in (h, w))
                 rgb = model.decode_grid(model.encode(inp), y, x, cell[0, 0], chunk=eval_bsize)  # (B, 3, H, W)
                 return rgb.flatten(2).transpose(1, 2)  # (B, Q, 3)

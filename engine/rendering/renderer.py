@@ -14,6 +14,7 @@ from numbers import Integral
 import torch
 
 from engine.runtime import autocast, model_device
+from models import decodes_grids
 from utils import UserError, axis_coord, denormalize, normalize
 
 
@@ -180,7 +181,7 @@ class Scene:
         """Normalized RGB (3, rows, columns) of a grid whose nearest codes all lie in the window."""
         renderer, model = self.renderer, self.renderer.model
         with autocast(renderer.device, self.precision):
-            if hasattr(model, 'decode_grid'):
+            if decodes_grids(model):
                 return model.decode_grid(self._codes(window), y, x, cell, renderer.chunk)[0].float()
             if renderer.encoded is not self:
                 model.gen_feat(self.inp)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import models
 from models import textbook
-from models.liif import BitReLU, _blocks, nearest_code
+from models.decode import BitReLU, block_shape, linear_layers, nearest_code
 from tests.common import error, fill_model, golden, small_model, small_spec
 from utils import axis_coord, make_coord
 
@@ -119,7 +119,7 @@ def test_any_depth(hidden):
 def test_buffers_serve_chunk_after_chunk(hidden, precision, monkeypatch):
     """Without gradients chunks share two buffers, with them none; widths and chunks' sizes differ, and what an earlier
     chunk or call left there shows in no later one."""
-    monkeypatch.setattr('models.liif.CPU_CHUNK', 4 * 4 * max(hidden) * 23)
+    monkeypatch.setattr('models.decode.CPU_CHUNK', 4 * 4 * max(hidden) * 23)
     model = small_model(hidden=hidden)
     inp = torch.rand(2, 3, 7, 10, generator=torch.Generator().manual_seed(5))
     (coord, cell), one = queries(2, 151), torch.tensor([0.1, 0.07])
@@ -131,7 +131,7 @@ def test_buffers_serve_chunk_after_chunk(hidden, precision, monkeypatch):
                 found = model.decode(codes, coord, cell), model.decode_grid(codes, axis_coord(19), axis_coord(31), one)
                 for a, b in zip(found, wanted):
                     assert not a.requires_grad and b.requires_grad and error(a, b) <= 1e-6
-            monkeypatch.setattr('models.liif.CPU_CHUNK', 1 << 30)
+            monkeypatch.setattr('models.decode.CPU_CHUNK', 1 << 30)
             whole = model.decode(codes, coord, cell), model.decode_grid(codes, axis_coord(19), axis_coord(31), one)
             assert all(error(a, b) <= 1e-6 for a, b in zip(found, whole))
 
@@ -148,8 +148,9 @@ def test_no_queries_give_no_colours():
 
 def test_blocks_fit_and_fill_their_chunk():
     random = np.random.default_rng(0)
-    for rows, columns, chunk in [(1, 1, 1), (5, 5, 2048), (3, 100_000, 7), *random.integers(1, 3000, (200, 3)).tolist()]:
-        height, width = _blocks(rows, columns, chunk)
+    drawn = random.integers(1, 3000, (200, 3)).tolist()
+    for rows, columns, chunk in [(1, 1, 1), (5, 5, 2048), (3, 100_000, 7), *drawn]:
+        height, width = block_shape(rows, columns, chunk)
         assert 1 <= height <= rows and 1 <= width <= columns and height * width <= chunk
         pieces = -(-rows // height) * -(-columns // width)
         if rows * columns > 20 * chunk and 8 * chunk > columns > 20 and chunk > 200:
@@ -177,7 +178,7 @@ def test_relu_by_bits_is_relu():
 def test_biases_far_from_zero(precision, offset):
     """Units that are never or always on: as exact as the textbook formula."""
     model = small_model(hidden=(8, 40, 12))
-    for _, bias in model._layers()[:-1]:
+    for _, bias in linear_layers(model.imnet)[:-1]:
         bias.data += offset
     inp, (coord, cell) = torch.rand(1, 3, 6, 5), queries(1, 300)
     with torch.no_grad(), torch.autocast('cpu', precision, enabled=precision != torch.float32):
@@ -192,7 +193,7 @@ def test_large_biases(hidden):
     """Biases of the size of the activations, either sign, in float64: what is left is the rounding of float64."""
     model = small_model(hidden=hidden).double()
     random = torch.Generator().manual_seed(3)
-    for layer in model._layers():
+    for layer in linear_layers(model.imnet):
         layer[1].data = torch.randn(layer[1].shape, generator=random, dtype=torch.float64) * 2
     inp, (coord, cell) = torch.rand(1, 3, 6, 5, dtype=torch.float64), queries(1, 300)
     with torch.no_grad():
@@ -206,13 +207,23 @@ def test_nan_shows(precision, gradients):
     """Wherever it comes from: a damaged model must not give a picture."""
     for layer in range(3):
         model = small_model(hidden=(8, 12))
-        model._layers()[layer][0].data[0, 0] = torch.nan
+        linear_layers(model.imnet)[layer][0].data[0, 0] = torch.nan
         inp, (coord, cell) = torch.rand(1, 3, 6, 5), queries(1, 50)
         with torch.set_grad_enabled(gradients), torch.autocast('cpu', precision, enabled=precision != torch.float32):
             assert model(inp, coord, cell).isnan().any(-1).all(), layer
             inp[..., :3, :] = torch.nan
             model = small_model(hidden=(8, 12))
             assert model(inp, coord, cell).isnan().any()
+
+
+@pytest.mark.parametrize('precision', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('size', [(1, 1), (6, 5), (48, 48)])
+def test_a_nan_that_meets_only_padding_shows(precision, size):
+    """torch's convolutions differ: some kernels multiply the zeros beyond the border, others skip them."""
+    model = fill_model(models.make(small_spec(hidden=(64, 12), n_feats=64)))
+    linear_layers(model.imnet)[0][0].data[3, 0] = torch.nan  # reads the neighbour to the upper left
+    with torch.no_grad(), torch.autocast('cpu', precision, enabled=precision != torch.float32):
+        assert model.encode(torch.rand(1, 3, *size)).table[:, 3].isnan().all()
 
 
 def test_codes_of_another_precision_decode():

@@ -9,8 +9,9 @@ import torch
 import models
 import utils
 from engine.rendering.renderer import Scene
-from models import liif
-from models.liif import LIIF, nearest_code
+from models import decode
+from models.decode import nearest_code
+from models.liif import LIIF
 from tests.common import ROOT
 
 
@@ -90,7 +91,7 @@ def test_shift_settles_ties(monkeypatch):
         return ((low < torch.arange(n)) & (high > torch.arange(n))).sum().item()
 
     assert [both_neighbours(n, s) for n in (48, 100, 171) for s in (3, 5, 7)] == [0] * 9
-    monkeypatch.setattr(liif, 'SHIFT', 0)
+    monkeypatch.setattr(decode, 'SHIFT', 0)
     assert both_neighbours(48, 3) > 5
 
 
