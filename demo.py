@@ -8,7 +8,7 @@
 Alpha, grey, 16 bits, EXIF orientation, ICC profile and DPI are kept. See docs/demo.md.
 """
 import contextlib
-import copy
+import dataclasses
 import os
 import signal
 import sys
@@ -115,7 +115,7 @@ def enlarge_picture(source, target, renderer, size_of, args):
     check_scale(renderer.model, picture.size, size, args.region)
     for remark in pictures.check_output(target, picture, size):
         print(f'{source}: {remark}')
-    scene = renderer.encode(picture.for_network())
+    scene = renderer.open(picture.for_network())
     with tqdm(total=size[0] * size[1], desc=os.path.basename(target), unit='px', unit_scale=True, leave=False,
               disable=None) as bar:
         rectangles = watched(scene, size, args.region, bar)
@@ -142,14 +142,13 @@ def render_frames(video, renderer, size, region):
     before = image = None
     for frame in video.frames():
         if before is None or not np.array_equal(frame, before):  # a still stretch is rendered once
-            scene = renderer.encode(torch.from_numpy(frame.astype(np.float32)).permute(2, 0, 1) / 255)
+            scene = renderer.open(torch.from_numpy(frame.astype(np.float32)).permute(2, 0, 1) / 255)
             image = np.empty((*size, 3), np.uint8)
             for top, left, rgb in watched(scene, size, region):
                 pixels = quantize(rgb, torch.uint8).permute(1, 2, 0).cpu().numpy()
                 image[top:top + len(pixels), left:left + pixels.shape[1]] = pixels
             if scene.precision != renderer.precision:  # it would overflow in the next frames too
-                renderer = copy.copy(renderer)
-                renderer.precision = scene.precision
+                renderer = dataclasses.replace(renderer, precision=scene.precision)
         before = frame
         yield image
 

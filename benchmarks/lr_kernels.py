@@ -72,7 +72,7 @@ def measure(folder, scale, renderers):
         largest = max(largest, int(difference.max()))
         for method, renderer in renderers.items():
             for kernel in KERNELS:
-                sr = renderer.encode(to_float(lr[kernel])).render((rows, columns))
+                sr = renderer.open(to_float(lr[kernel])).render((rows, columns))
                 psnr[method][kernel].append(calc_psnr(sr[None], to_float(hr)[None], 'benchmark', scale).item())
     return {'set': name, 'scale': scale, 'unlike_the_published_files': given,
             'percent_of_values_that_differ': 100 * differ / values, 'largest_difference': largest,

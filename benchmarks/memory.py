@@ -95,10 +95,10 @@ def child(args):
     if args.what == 'fast':
         renderer = Renderer(model.to(memory_format=torch.channels_last), precision=args.precision,
                             memory=args.budget and args.budget * MB)
-        renderer.encode(inp[0, :, :8, :8]).render((8, 8))  # loads what is loaded once
+        renderer.open(inp[0, :, :8, :8]).render((8, 8))  # loads what is loaded once
 
         def function():
-            return renderer.encode(inp[0]).render(size, dtype=torch.uint8)
+            return renderer.open(inp[0]).render(size, dtype=torch.uint8)
     else:
         inp = inp.to(device) * 2 - 1
         _textbook(model, inp[..., :8, :8], (8, 8), args.precision)

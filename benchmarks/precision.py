@@ -34,7 +34,7 @@ def measure(device, quick, path=None):
             truth = image[:h * scale, :w * scale]
             small = np.asarray(Image.fromarray(truth).resize((w, h), Image.BICUBIC))
             inp, truth = (torch.from_numpy(v.copy()).permute(2, 0, 1) / 255 for v in (small, truth))
-            exact, half = (Renderer(model, norm, precision=p).encode(inp).render(truth.shape[1:])
+            exact, half = (Renderer(model, norm, precision=p).open(inp).render(truth.shape[1:])
                            for p in ('float32', 'bf16'))
             against = [calc_psnr(v[None], truth[None], 'div2k', scale).item() for v in (exact, half)]
             result['images'].append({

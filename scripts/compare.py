@@ -43,8 +43,8 @@ def main(argv=None):
     size = truth.shape[-2:] if truth is not None else (max(1, round(h * args.scale)), max(1, round(w * args.scale)))
     check_size(size)
     region = parse('region', args.region) if args.region is not None else busiest(low)
-    panels = [(name, baseline(name).encode(low)) for name in METHODS]
-    panels.append(('LIIF', renderer_of(args).encode(low)))
+    panels = [(name, baseline(name).open(low)) for name in METHODS]
+    panels.append(('LIIF', renderer_of(args).open(low)))
     panels, notes = render(panels, low, truth, size, region, args.width)
     scale = f'x{args.scale:g}'
     foot = f'{w} x {h} to {size[1]} x {size[0]} pixels, {scale}'

@@ -57,7 +57,7 @@ def enlarge(path, renderer, folder):
     small = photo.resize((w, h), Image.BICUBIC)
     size = w * SCALE, h * SCALE
     rgb = np.asarray(small, dtype=np.float32).transpose(2, 0, 1) / 255
-    ours = renderer.encode(rgb).render(size[::-1], dtype='uint8')  # (3, H, W)
+    ours = renderer.open(rgb).render(size[::-1], dtype='uint8')  # (3, H, W)
     pictures = {'small': small, 'bicubic': small.resize(size, Image.BICUBIC),
                 'liif': Image.fromarray(np.ascontiguousarray(ours.permute(1, 2, 0).numpy()))}
     pictures['side-by-side'] = Image.new('RGB', (2 * size[0] + 8, size[1]), 'white')

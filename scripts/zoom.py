@@ -89,7 +89,7 @@ class Beside:
 
     def __init__(self, renderer, img):
         self.view = View(renderer, img)
-        self.plain = baseline('bicubic').encode(img)
+        self.plain = baseline('bicubic').open(img)
 
     def __call__(self, size, region):
         (height, width), (x, y, w, h) = size, region

@@ -4,6 +4,7 @@ Only what is visible is encoded, in windows that are kept, so moving costs what 
 nothing. A window is cut out with the surroundings that its encoder sees, hence equal to that part of the whole image
 to float rounding.
 """
+import dataclasses
 import math
 import time
 
@@ -12,7 +13,6 @@ import torch
 from PIL import Image
 
 from engine.rendering.api import to_numpy
-from engine.rendering.renderer import Renderer
 
 
 GRID = 16  # windows begin and end at multiples of this many source pixels
@@ -30,8 +30,7 @@ class Pace:
         self.encode = self.decode = 0.0
         for _ in range(2):  # the first time includes getting ready
             start = time.perf_counter()
-            scene = renderer.encode(img)
-            scene.render((1, 1))
+            scene = renderer.open(img).encode()
             middle = time.perf_counter()
             scene.render((96, 96))
             self.encode, self.decode = 64 * 64 / (middle - start), 96 * 96 / (time.perf_counter() - middle)
@@ -46,7 +45,7 @@ def fastest(renderer):
     pace = Pace(renderer)
     if renderer.device.type != 'cpu':
         return renderer, pace
-    half = Renderer(renderer.model, renderer.data_norm, 'bf16')
+    half = dataclasses.replace(renderer, precision='bf16')
     quick = Pace(half)
     return (half, quick) if quick.encode + quick.decode > 1.5 * (pace.encode + pace.decode) else (renderer, pace)
 
@@ -141,8 +140,7 @@ class Explorer:
         left, top = max(piece[0] - margin, 0), max(piece[1] - margin, 0)
         crop = self.pixels[top:min(piece[3] + margin, h), left:min(piece[2] + margin, w)]
         start = time.perf_counter()
-        scene = self.renderer.encode(torch.from_numpy(crop.transpose(2, 0, 1).astype(np.float32)) / 255)
-        scene.render((1, 1))
+        scene = self.renderer.open(torch.from_numpy(crop.transpose(2, 0, 1).astype(np.float32)) / 255).encode()
         count = crop.shape[0] * crop.shape[1]
         self.pace.learn('encode', count, time.perf_counter() - start)
         self.windows.insert(0, (piece, (left, top), scene, count))

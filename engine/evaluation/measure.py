@@ -179,7 +179,7 @@ def measure(candidate, config, data, device, options=Options(), workers=None):
                     psnr, pred = batch_psnr(model, on_device, norm, config['eval_type'], config['eval_bsize'])
             else:
                 size = image_size(on_device)
-                pred = torch.stack([renderer.encode(img).render(size) for img in on_device['inp']]).to(device)
+                pred = torch.stack([renderer.open(img).render(size) for img in on_device['inp']]).to(device)
                 psnr = calc_psnr(pred, as_image(on_device['gt'], size), dataset, scale).item()
             row.update(psnr=psnr, seconds=time.perf_counter() - start)
             if math.isnan(psnr):

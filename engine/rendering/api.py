@@ -1,7 +1,7 @@
 """LIIF from Python, in three lines (docs/api.md):
 
     renderer = load_renderer('model.pth')
-    scene = renderer.encode(to_tensor('photo.png'))
+    scene = renderer.open(to_tensor('photo.png'))
     out = scene.render((1080, 1920))
 """
 import os
@@ -36,7 +36,7 @@ def load_renderer(model=None, gpu=None, ema=False, **options):
 
 
 def to_tensor(image):
-    """Anything that holds a picture as RGB float32 (3, h, w) in [0, 1], which is what `Renderer.encode` takes.
+    """Anything that holds a picture as RGB float32 (3, h, w) in [0, 1], which is what `Renderer.open` takes.
 
     image: the path of a file; a PIL image; a numpy array (h, w, 3), (h, w, 1) or (h, w); a tensor (3, h, w) or
     (1, h, w). uint8 and uint16 are divided by 255 and 65535, floats are in [0, 1] already. Raises UserError.

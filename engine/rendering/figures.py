@@ -41,8 +41,8 @@ class View:
     """An image to be shown at any size, also below its own, where a network that only ever enlarged would alias."""
 
     def __init__(self, renderer, img):
-        self.scene = renderer.encode(img)
-        self.plain = baseline('bicubic').encode(img)
+        self.scene = renderer.open(img)
+        self.plain = baseline('bicubic').open(img)
         self.size = self.scene.size
 
     def render(self, size, region=None):

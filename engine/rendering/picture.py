@@ -2,7 +2,7 @@
 resolution (DPI), EXIF.
 
     picture = read_picture('in.png')
-    scene = renderer.encode(picture.for_network())
+    scene = renderer.open(picture.for_network())
     write_picture('out.png', picture, size, scene.rectangles(size))
 
 Pillow reads 16-bit colour as 8 bits without a word and does not write it, so such PNG goes through engine/rendering/png.py, and
@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageCms
 
 from engine.rendering.png import read_chunks, read_png16, write_png
-from engine.rendering.renderer import quantize
-from utils import UserError, atomic_write, axis_coord
+from engine.rendering.renderer import grid_axis, quantize
+from utils import UserError, atomic_write
 
 
 READS = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WEBP', '.tif': 'TIFF', '.tiff': 'TIFF',
@@ -357,7 +357,9 @@ def write_picture(path, picture, size, rectangles, region=None, quality=95):
 
 def _finish(picture, size, rectangles, region, depth, keep_alpha):
     """Rectangles of RGB as (top, left, integers (rows, columns, C)): grey again, with alpha, or on white."""
-    y, x = _axes(picture.size, size, region)
+    left, top, width, height = region or (0, 0, *picture.size[::-1])
+    y = grid_axis(size[0], picture.size[0], top, height).ahead
+    x = grid_axis(size[1], picture.size[1], left, width).ahead
     for top, left, rgb in rectangles:
         rows, columns = rgb.shape[1:]
         if not rgb.is_cuda or depth == 16:  # MPS lacks bicubic sampling, and 16-bit integers are a CPU's matter
@@ -369,13 +371,6 @@ def _finish(picture, size, rectangles, region, depth, keep_alpha):
             rgb = torch.cat([rgb, alpha]) if keep_alpha else rgb * alpha + (1 - alpha)
         values = quantize(rgb, torch.uint16 if depth == 16 else torch.uint8)
         yield top, left, values.permute(1, 2, 0).cpu().numpy()
-
-
-def _axes(source, size, region):
-    """Coordinates of the rows (H,) and columns (W,) of a region (x, y, width, height) in pixels of the source."""
-    x, y, width, height = region or (0, 0, source[1], source[0])
-    return [axis_coord(n, -1 + 2 * start / full, -1 + 2 * (start + extent) / full)
-            for n, start, extent, full in ((size[0], y, height, source[0]), (size[1], x, width, source[1]))]
 
 
 def _bands(rectangles, width):

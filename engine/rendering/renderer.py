@@ -1,72 +1,87 @@
 """Render any region of an image at any size, in memory that does not grow with the output.
 
     renderer = Renderer(model, data_norm)
-    scene = renderer.encode(img)                       # img: (3, h, w) in [0, 1]
+    scene = renderer.open(img)                         # img: (3, h, w) in [0, 1]
     out = scene.render((H, W))                         # the whole image
     out = scene.render((H, W), region=(x, y, w, h))    # a part of it, in source pixels, fractions allowed
 
-An image whose codes exceed the memory budget is encoded tile by tile, each tile with the surroundings that its
-encoder sees, so that tiles equal the whole to float rounding. Codes are kept between renders as far as they fit.
+An image whose codes exceed the memory budget is encoded in tiles, each with the surroundings that its encoder sees, so
+the tiles equal the whole to float rounding. Codes are kept between renders as far as the budget allows.
 """
 from collections import OrderedDict
+from dataclasses import dataclass, field
 from numbers import Integral
+from typing import NamedTuple, Optional
 
 import torch
+from torch import nn
 
+from engine.checkpoint import PUBLISHED_NORM
 from engine.runtime import autocast, model_device
 from models import decodes_grids
 from utils import UserError, axis_coord, denormalize, normalize
 
 
-DEFAULT_NORM = {'inp': {'sub': [0.5], 'div': [0.5]}, 'gt': {'sub': [0.5], 'div': [0.5]}}
 GENERAL_CHUNK = 30000  # queries at a time for models that only have query_rgb
 STRIP = 1 << 18  # output pixels rendered at a time
 SMALLEST_TILE = 32
 
 
+@dataclass(eq=False)
 class Renderer:
-    """A model with the options of rendering.
+    """A model with its rendering options; `dataclasses.replace` makes one with other options.
 
-    precision: 'float32', 'bf16' or 'fp16' (CUDA); tile: side of the tiles in source pixels, chosen from `memory`
-    when None; chunk: queries decoded at a time; memory: bytes to spend on encoding a tile, and at most as many again on
-    codes that are kept, by default half of what is free on a GPU, else 2 GiB; cell_clip: the largest scale of
-    training, beyond which the cell stays (None: never); self_ensemble: average over the eight flips and transposes.
+    model: a module with gen_feat and query_rgb; its `encode` and `decode_grid` are used where it has them
+    data_norm: {inp, gt: {sub, div}}; default: 0.5 and 0.5, as published
+    precision: 'float32', 'bf16' or 'fp16' (GPU only)
+    tile: side of the tiles in source pixels; default: chosen from `memory`
+    chunk: queries decoded at a time; default: chosen by the model
+    memory: bytes for encoding a tile, and again for codes that are kept; default: half of a GPU's free memory, else 2 GiB
+    cell_clip: largest scale of training, beyond which the cell stays constant; default: never
+    self_ensemble: average over the eight flips and transposes
+    Raises UserError for a tile size below 1, or one given for a model that cannot be tiled.
     """
+    model: nn.Module
+    data_norm: Optional[dict] = None
+    precision: str = 'float32'
+    tile: Optional[int] = None
+    chunk: Optional[int] = None
+    memory: Optional[int] = None
+    cell_clip: Optional[float] = None
+    self_ensemble: bool = False
+    encoded: Optional['Scene'] = field(default=None, init=False, repr=False)  # whose features a model without `encode` holds
 
-    def __init__(self, model, data_norm=None, precision='float32', tile=None, chunk=None, memory=None, cell_clip=None,
-                 self_ensemble=False):
-        self.model = model.eval()
-        self.data_norm = data_norm or DEFAULT_NORM
-        self.device = model_device(model)
-        self.precision = precision
-        self.tile = tile
-        self.chunk = chunk
-        self.memory = memory or default_memory(self.device)
-        self.cell_clip = cell_clip
-        self.self_ensemble = self_ensemble
-        self.encoded = None  # the scene whose features a model without `encode` holds
-        if tile is not None and tile < 1:
-            raise UserError(f'tile: found {tile}, wanted at least 1 pixel')
-        if tile is not None and getattr(model, 'halo', None) is None:
+    def __post_init__(self):
+        self.model.eval()
+        self.device = model_device(self.model)
+        self.data_norm = self.data_norm or PUBLISHED_NORM
+        self.memory = self.memory or default_memory(self.device)
+        if self.tile is not None and self.tile < 1:
+            raise UserError(f'tile: found {self.tile}, expected at least 1 pixel')
+        if self.tile is not None and getattr(self.model, 'halo', None) is None:
             raise UserError('this model looks at the whole image, so it cannot be rendered in tiles exactly; '
                             'leave the tile size out')
 
-    def encode(self, img):
-        """img: (3, h, w), float in [0, 1], torch or numpy. Returns a Scene."""
+    def open(self, img):
+        """A Scene of an image; it is encoded when it is first rendered, or by `Scene.encode`.
+
+        img: (3, h, w), float in [0, 1], torch or numpy
+        Raises UserError for anything else.
+        """
         try:
             img = torch.as_tensor(img, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError):
             raise UserError(f'an image to render is (3, height, width), floats in [0, 1], found {type(img).__name__}: '
-                            f'engine.rendering.api.to_tensor makes one of files and pictures') from None
+                            f'engine.rendering.api.to_tensor converts files and PIL images') from None
         if img.dim() != 3 or img.shape[0] != 3 or 0 in img.shape:
             raise UserError(f'an image to render is (3, height, width), found {tuple(img.shape)}')
-        return Scene(self, img)
+        return Scene(self, img, TURNS[1:] if self.self_ensemble else ())
 
 
 class Scene:
     """An image under a renderer: its features are computed once and serve every size and region."""
 
-    def __init__(self, renderer, img):
+    def __init__(self, renderer, img, turns=()):
         self.renderer = renderer
         self.precision = renderer.precision
         self.redone = False  # whether half precision overflowed and float32 took over
@@ -75,12 +90,20 @@ class Scene:
         self.inp = normalize(img.to(renderer.device)[None], norm, 1).contiguous(memory_format=torch.channels_last)
         self.tile = renderer.tile or self._fitting_tile()
         self.codes = OrderedDict()  # window -> Codes, the least recently used first
-        self.turned = []
-        if renderer.self_ensemble:
-            options = dict(vars(renderer), self_ensemble=False)
-            options.pop('device'), options.pop('encoded')
-            for turn in TURNS[1:]:
-                self.turned.append((turn, Renderer(**options).encode(_turn(img, turn))))
+        self.turned = [(turn, Scene(renderer, _turn(img, turn))) for turn in turns]
+
+    @torch.no_grad()
+    def encode(self):
+        """Encode now what the first render would encode, unless tiles are needed. Returns the scene."""
+        model = self.renderer.model
+        with autocast(self.renderer.device, self.precision):
+            if not hasattr(model, 'decode_grid'):
+                self._gen_feat()
+            elif self.tile >= max(self.size):
+                self._codes((0, 0, *self.size))
+        for _, scene in self.turned:
+            scene.encode()
+        return self
 
     def render(self, size, region=None, dtype=torch.float32, progress=None):
         """The image, or its part `region` = (x, y, width, height) in source pixels, at size = (H, W).
@@ -105,16 +128,16 @@ class Scene:
         """Yield (top, left, RGB (3, rows, columns) in [0, 1] on the device), which cover the output once."""
         y, x, cell = self._grid(size, region)
         norm = self.renderer.data_norm.get('gt')
-        for top, left, rgb in self._decode(y, x, cell):
+        for top, left, rgb in self._decode(y.ahead, x.ahead, cell):
             if self.turned:
-                rows, columns = y[top:top + rgb.shape[1]], x[left:left + rgb.shape[2]]
+                rows, columns = y.part(top, rgb.shape[1]), x.part(left, rgb.shape[2])
                 for turn, scene in self.turned:
                     rgb += _unturn(scene._assemble(*_turn_grid(rows, columns, cell, turn)), turn)
                 rgb /= 1 + len(self.turned)
             yield top, left, denormalize(rgb, norm, 0).clamp_(0, 1)
 
     def _grid(self, size, region):
-        """Coordinates of the output's rows (H,) and columns (W,), and the cell (2,)."""
+        """The Axis of the output's rows and that of its columns, and the cell (2,)."""
         if min(size) < 1:
             raise UserError(f'the output size is (height, width) of at least 1 pixel each, found {tuple(size)}')
         h, w = self.size
@@ -122,19 +145,13 @@ class Scene:
         slack = 1e-9 * max(h, w)  # fractions add up with rounding
         if not (width > 0 and height > 0 and left >= 0 and top >= 0 and left + width <= w + slack
                 and top + height <= h + slack):
-            raise UserError(f'region: found {left},{top},{width},{height}, wanted x,y,width,height inside the image of '
-                            f'{w}x{h} pixels')
-        axes, cell = [], []
-        for start, extent, source, n in ((top, height, h, size[0]), (left, width, w, size[1])):
-            if region is None:
-                axes.append(axis_coord(n, device=self.inp.device))  # the published coordinates, to the bit
-            else:
-                ends = -1 + 2 * start / source, -1 + 2 * (start + extent) / source
-                axes.append(axis_coord(n, *ends, dtype=torch.float64).float().to(self.inp.device))
-            pixel = 2 * extent / (source * n)
-            clip = self.renderer.cell_clip
-            cell.append(max(pixel, 2 / (source * clip)) if clip else pixel)
-        return *axes, torch.tensor(cell, device=self.inp.device)
+            raise UserError(f'region: found {left},{top},{width},{height}, expected x,y,width,height inside the image '
+                            f'of {w}x{h} pixels')
+        y, x = grid_axis(size[0], h, top, height), grid_axis(size[1], w, left, width)
+        clip = self.renderer.cell_clip
+        cell = [max(axis.pixel, 2 / (n * clip)) if clip else axis.pixel for axis, n in ((y, h), (x, w))]
+        device = self.inp.device
+        return y.to(device), x.to(device), torch.tensor(cell, device=device)
 
     def _decode(self, y, x, cell):
         """Yield (top, left, normalized RGB (3, rows, columns)) over the tiles that the grid touches, each tile in
@@ -183,13 +200,16 @@ class Scene:
         with autocast(renderer.device, self.precision):
             if decodes_grids(model):
                 return model.decode_grid(self._codes(window), y, x, cell, renderer.chunk)[0].float()
-            if renderer.encoded is not self:
-                model.gen_feat(self.inp)
-                renderer.encoded = self
+            self._gen_feat()
             coord = torch.stack(torch.meshgrid(y, x, indexing='ij'), dim=-1).view(1, -1, 2)
             rgb = torch.cat([model.query_rgb(part, cell.expand_as(part))
                              for part in coord.split(renderer.chunk or GENERAL_CHUNK, dim=1)], dim=1)  # (1, Q, 3)
             return rgb[0].float().t().reshape(-1, len(y), len(x))
+
+    def _gen_feat(self):
+        if self.renderer.encoded is not self:
+            self.renderer.model.gen_feat(self.inp)
+            self.renderer.encoded = self
 
     def _codes(self, window):
         """The codes of a tile and of the neighbours its ensemble reaches, kept as long as the budget allows."""
@@ -228,6 +248,36 @@ class Scene:
         return out
 
 
+class Axis(NamedTuple):
+    """Output pixels along one axis. ahead: their coordinates (n,); back: their coordinates (n,) in the flipped image;
+    pixel: their size."""
+    ahead: torch.Tensor
+    back: torch.Tensor
+    pixel: float
+
+    def part(self, first, count):
+        return self._replace(ahead=self.ahead[first:first + count], back=self.back[first:first + count])
+
+    def to(self, device):
+        return self._replace(ahead=self.ahead.to(device), back=self.back.to(device))
+
+
+def grid_axis(n, source, start, extent):
+    """The Axis of n output pixels that show [start, start + extent) of an axis of `source` pixels.
+
+    Where they are pixels of a render of the whole axis, they get the coordinates that the published code gives these, to the
+    bit: queries half-way between two codes, as odd scales have them, then pick the same codes. It matters most at the
+    end of an axis, where all four areas of the ensemble can vanish in float32.
+    """
+    whole, first = n * source / extent, n * start / extent
+    if abs(whole - round(whole)) + abs(first - round(first)) < 1e-6 and whole < 1 << 24:
+        coord, first = axis_coord(round(whole)), round(first)
+        return Axis(coord[first:first + n], coord.flip(0)[first:first + n], 2 / round(whole))
+    ends = -1 + 2 * start / source, -1 + 2 * (start + extent) / source
+    coord = axis_coord(n, *ends, dtype=torch.float64).float()
+    return Axis(coord, -coord, 2 * extent / (source * n))
+
+
 def quantize(rgb, dtype):
     """[0, 1] floats to uint8 or uint16, rounded; floats as they are."""
     if dtype.is_floating_point:
@@ -260,8 +310,8 @@ def _unturn(img, turn):
 
 
 def _turn_grid(y, x, cell, turn):
-    """The grid of the turned image that shows the same picture as (y, x) of the original, turned."""
+    """The grid (rows, columns, cell) of the turned image that shows what the axes y and x show of the original."""
     rows, columns, transpose = turn
-    y = -y.flip(0) if rows else y
-    x = -x.flip(0) if columns else x
+    y = y.back.flip(0) if rows else y.ahead
+    x = x.back.flip(0) if columns else x.ahead
     return (x, y, cell.flip(0)) if transpose else (y, x, cell)

@@ -143,7 +143,7 @@ def test_anisotropic_scale_shaves_the_larger(load, tmp_path):
     run, = run_suite([case], ['bicubic'], CPU, str(tmp_path)).runs
     item = open_data(case.config, case.dataset).sample(0, None)
     size = item['size'].tolist()
-    pred = Renderer(models.make({'name': 'bicubic'})).encode(item['inp'] / 255).render(size)
+    pred = Renderer(models.make({'name': 'bicubic'})).open(item['inp'] / 255).render(size)
     gt = item['gt'].view(*size, 3).permute(2, 0, 1) / 255
     assert run['psnr'] == pytest.approx(calc_psnr(pred[None], gt[None], 'benchmark', 4).item(), abs=1e-4)
 
@@ -156,7 +156,7 @@ def test_options_reach_the_figures(model, load, tmp_path):
     gt = item['gt'].view(*size, 3).permute(2, 0, 1)[None] / 255
 
     def by_hand(**options):
-        sr = Renderer(candidate.model, **options).encode(item['inp'] / 255).render(size)[None]
+        sr = Renderer(candidate.model, **options).open(item['inp'] / 255).render(size)[None]
         return calc_psnr(sr, gt, 'div2k', 4).item(), calc_ssim(sr, gt, 'div2k', 4).item()
 
     def run(**options):

@@ -104,7 +104,7 @@ def test_with_the_project(extensions, photos, tmp_path):
     assert psnr == eval_psnr(loader, copy, NORM)
     assert abs(psnr - eval_psnr(loader, model, NORM, eval_bsize=100)) < 1e-3
 
-    out = Renderer(model, NORM).encode(images[0]).render((31, 50))
+    out = Renderer(model, NORM).open(images[0]).render((31, 50))
     assert out.shape == (3, 31, 50)
     corner = model.eval()((images[0][None] - 0.5) / 0.5, torch.tensor([[[-1 + 1 / 31, -1 + 1 / 50]]]),
                           torch.tensor([[[2 / 31, 2 / 50]]]))
@@ -115,7 +115,7 @@ def test_our_decoder_renders_their_encoder_in_tiles(extensions, photos):
     image = datasets.make({'name': 'image-folder', 'args': {'root_path': str(photos)}})[0]
     torch.manual_seed(0)
     model = models.make({**SPEC, 'name': 'liif'})
-    whole, tiles = [Renderer(model, NORM, tile=tile).encode(image).render((90, 101)) for tile in (None, 16)]
+    whole, tiles = [Renderer(model, NORM, tile=tile).open(image).render((90, 101)) for tile in (None, 16)]
     assert torch.allclose(whole, tiles, atol=1e-5)
 
 

@@ -106,7 +106,7 @@ def test_data_norm_cancels(name):
     plain = {'inp': {'sub': [0], 'div': [1]}, 'gt': {'sub': [0], 'div': [1]}}
     size, region = (21, 16), (1.5, 2, 7, 5.25)
     for region in (None, region):
-        a, b = (Renderer(model, n).encode(img).render(size, region) for n in (norm, plain))
+        a, b = (Renderer(model, n).open(img).render(size, region) for n in (norm, plain))
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
 
 

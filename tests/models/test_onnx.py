@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engine.checkpoint import PUBLISHED_NORM
 from engine.rendering.api import load_renderer, to_numpy, to_tensor
-from engine.rendering.renderer import DEFAULT_NORM
 from tests.common import small_model
 from tests.conftest import ROOT
 from tests.rendering.test_api import save_small
@@ -48,7 +48,7 @@ def test_they_equal_pytorch_where_the_script_did_not_look(graphs):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export_onnx, 'SIZES', sizes)
         patch.setattr(export_onnx, 'SCALES', scales)
-        assert export_onnx.largest_difference(model, DEFAULT_NORM, *parts) <= 1e-5
+        assert export_onnx.largest_difference(model, PUBLISHED_NORM, *parts) <= 1e-5
 
 
 def test_nan_and_other_weights_fail_the_check(graphs):
@@ -57,13 +57,13 @@ def test_nan_and_other_weights_fail_the_check(graphs):
         model = small_model().requires_grad_(False)
         model.imnet.layers[-1].bias += off
         with pytest.raises(UserError, match='differ from PyTorch'):
-            export_onnx.largest_difference(model, DEFAULT_NORM, *parts)
+            export_onnx.largest_difference(model, PUBLISHED_NORM, *parts)
 
 
 def test_without_the_ensemble(tmp_path):
     """Nothing is moved by 1e-6 then: ties are those of nearest grid_sample itself."""
-    parts = export_onnx.export(small_model(local_ensemble=False), DEFAULT_NORM)
-    assert export_onnx.largest_difference(small_model(local_ensemble=False), DEFAULT_NORM, *parts) <= 1e-5
+    parts = export_onnx.export(small_model(local_ensemble=False), PUBLISHED_NORM)
+    assert export_onnx.largest_difference(small_model(local_ensemble=False), PUBLISHED_NORM, *parts) <= 1e-5
 
 
 def test_upscale_without_pytorch(graphs):
@@ -81,7 +81,7 @@ def test_upscale_without_pytorch(graphs):
     assert done.returncode == 0, done.stderr
     with Image.open(large) as image:
         found = np.asarray(image).astype(int)
-    scene = load_renderer(str(graphs / 'model.pth'), gpu='cpu').encode(to_tensor(photo))
+    scene = load_renderer(str(graphs / 'model.pth'), gpu='cpu').open(to_tensor(photo))
     wanted = to_numpy(scene.render((160, 211), dtype='uint8')).astype(int)
     assert found.shape == wanted.shape and abs(found - wanted).max() <= 1
     for output, size in ((large, '0,5'), (large + '.what', '5,5'), (str(graphs / 'missing' / 'a.png'), '5,5')):

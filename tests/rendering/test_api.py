@@ -42,12 +42,12 @@ def test_the_documented_example_runs_as_it_stands(folder):
     assert names['deep'].dtype == np.uint16 and abs(names['deep'] / 257 - names['pixels']).max() <= 0.51
     with Image.open('large.png') as written:
         assert written.size == (400, 300)
-        assert (np.asarray(written) == to_numpy(names['renderer'].encode(to_tensor('photo.png')).render(
+        assert (np.asarray(written) == to_numpy(names['renderer'].open(to_tensor('photo.png')).render(
             (300, 400), dtype='uint8'))).all()
 
 
 def test_a_region_is_a_part_of_the_whole(folder):
-    scene = load_renderer('model.pth', gpu='cpu').encode(to_tensor('photo.png'))
+    scene = load_renderer('model.pth', gpu='cpu').open(to_tensor('photo.png'))
     whole = scene.render((120, 160))
     assert (scene.render((40, 80), region=(10, 5, 20, 10)) - whole[:, 20:60, 40:120]).abs().max() < 1e-5
 
@@ -73,11 +73,11 @@ def test_what_is_no_picture(image, words):
 
 
 @pytest.mark.parametrize('call, words', [
-    (lambda r: r.encode('photo.png'), 'to_tensor'), (lambda r: r.encode(torch.rand(4, 5)), '(3, height, width)'),
-    (lambda r: r.encode(torch.rand(3, 4, 5)).render(5), 'found 5'),
-    (lambda r: r.encode(torch.rand(3, 4, 5)).render((5, 2.5)), 'whole numbers'),
-    (lambda r: r.encode(torch.rand(3, 4, 5)).render((5, 0)), 'whole numbers'),
-    (lambda r: r.encode(torch.rand(3, 4, 5)).render((5, 6), dtype='int8'), 'uint16')])
+    (lambda r: r.open('photo.png'), 'to_tensor'), (lambda r: r.open(torch.rand(4, 5)), '(3, height, width)'),
+    (lambda r: r.open(torch.rand(3, 4, 5)).render(5), 'found 5'),
+    (lambda r: r.open(torch.rand(3, 4, 5)).render((5, 2.5)), 'whole numbers'),
+    (lambda r: r.open(torch.rand(3, 4, 5)).render((5, 0)), 'whole numbers'),
+    (lambda r: r.open(torch.rand(3, 4, 5)).render((5, 6), dtype='int8'), 'uint16')])
 def test_wrong_arguments_are_told_in_one_line(folder, call, words):
     with pytest.raises(UserError) as error:
         call(load_renderer('model.pth', gpu='cpu'))

@@ -93,7 +93,7 @@ def pixels(path):
 def reference(checkpoint, image, size, **options):
     """What engine/rendering/renderer.py makes of pixels (h, w, 3): (H, W, 3), to 8 bits."""
     model, norm = load_model(checkpoint, 'cpu')
-    scene = Renderer(model, norm, **options).encode(torch.from_numpy(image).permute(2, 0, 1) / 255)
+    scene = Renderer(model, norm, **options).open(torch.from_numpy(image).permute(2, 0, 1) / 255)
     return scene.render(size, dtype=torch.uint8).permute(1, 2, 0).numpy().astype(int)
 
 
@@ -234,7 +234,7 @@ def test_tiles_and_strips_do_not_show(upscale, checkpoints, monkeypatch, strip):
 
 def test_what_is_held_in_floats_does_not_grow(checkpoints, monkeypatch):
     monkeypatch.setattr(render, 'STRIP', 2000)
-    scene = Renderer(small_model()).encode(torch.rand(3, 20, 30))
+    scene = Renderer(small_model()).open(torch.rand(3, 20, 30))
     areas = [rgb.shape[1] * rgb.shape[2] for _, _, rgb in scene.rectangles((300, 150))]
     assert max(areas) <= 2000 and sum(areas) == 300 * 150
 
@@ -245,7 +245,7 @@ def test_progress_covers_the_output():
 
         def update(self, n):
             self.n += n
-    bar, scene = Bar(), Renderer(small_model(), tile=16).encode(torch.rand(3, 20, 30))
+    bar, scene = Bar(), Renderer(small_model(), tile=16).open(torch.rand(3, 20, 30))
     assert len(list(demo.watched(scene, (50, 70), None, bar))) > 1 and bar.n == 50 * 70
 
 
@@ -291,7 +291,7 @@ def test_16_bits_have_no_bands(tmp_path, upscale, checkpoints):
     found = read_png16(open(upscale(str(tmp_path / 'deep.png'), '--scale', '4'), 'rb').read())
     assert found.shape == (120, 80, 3) and len(np.unique(found)) > 100  # three levels of 8 bits
     model, norm = load_model(checkpoints['liif'], 'cpu')
-    scene = Renderer(model, norm).encode(torch.from_numpy(ramp.astype(np.float32)).permute(2, 0, 1) / 65535)
+    scene = Renderer(model, norm).open(torch.from_numpy(ramp.astype(np.float32)).permute(2, 0, 1) / 65535)
     expected = (scene.render((120, 80)).double() * 65535).permute(1, 2, 0).numpy()
     assert np.abs(found - expected).max() <= 0.51
 
@@ -429,9 +429,9 @@ def test_outputs_that_cannot_be_written(tmp_path, upscale):
 
 @pytest.mark.parametrize('error', [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
 def test_too_little_memory_is_one_line(tmp_path, upscale, monkeypatch, error):
-    def encode(self, image):
+    def refuse(self, image):
         raise error
-    monkeypatch.setattr(Renderer, 'encode', encode)
+    monkeypatch.setattr(Renderer, 'open', refuse)
     with pytest.raises(UserError, match='in.png: the memory does not suffice: add --tile'):
         upscale(PHOTO, '--scale', '2')
 

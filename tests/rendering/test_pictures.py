@@ -53,7 +53,7 @@ def frames_of(folder):
 def test_a_view_is_bicubic_when_it_shrinks_and_liif_when_it_enlarges():
     img = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(0))
     renderer = Renderer(small_model())
-    view, scene, plain = View(renderer, img), renderer.encode(img), baseline('bicubic').encode(img)
+    view, scene, plain = View(renderer, img), renderer.open(img), baseline('bicubic').open(img)
     assert (view.render((11, 16)) == to_numpy(plain.render((11, 16), dtype='uint8'))).all()
     assert (view.render((60, 90)) == to_numpy(scene.render((60, 90), dtype='uint8'))).all()
     region = (3, 2.5, 8, 8)
@@ -80,7 +80,7 @@ def test_the_figure_and_its_psnr(files, tmp_path, capsys):
     renderer = load_renderer(str(files / 'model.pth'), gpu='cpu')
     said = dict(re.findall(r'^  (\w+) +([\d.]+) dB$', capsys.readouterr().out, re.M))
     for name, scene in (('bicubic', baseline('bicubic')), ('nearest', baseline('nearest')), ('LIIF', renderer)):
-        psnr = calc_psnr(scene.encode(low).render((40, 60))[None], to_tensor(truth)[None]).item()
+        psnr = calc_psnr(scene.open(low).render((40, 60))[None], to_tensor(truth)[None]).item()
         assert said[name] == f'{psnr:.2f}'
     assert len(said) == 4
     figure = np.asarray(Image.open(out).convert('RGB')).astype(int)
@@ -135,7 +135,7 @@ def test_zoom_frames(files, tmp_path):
     run(zoom, files, out, '--size', '21,30', '--seconds', 1, '--fps', 5, '--factor', 50, '--centre', '45,30')
     frames = frames_of(out)
     assert len(frames) == 5 and {frame.shape for frame in frames} == {(21, 30, 3)}
-    scene = load_renderer(str(files / 'model.pth'), gpu='cpu').encode(to_tensor(str(files / 'photo.png')))
+    scene = load_renderer(str(files / 'model.pth'), gpu='cpu').open(to_tensor(str(files / 'photo.png')))
     wanted = to_numpy(scene.render((21, 30), (45 - 0.6, 30 - 0.42, 1.2, 0.84), 'uint8'))
     assert abs(frames[-1].astype(int) - wanted).max() <= 1
     with pytest.raises(UserError, match='there already'):
@@ -151,7 +151,7 @@ def test_bicubic_beside_liif_and_back(files, tmp_path):
     img = to_tensor(str(files / 'photo.png'))
     region = zoom.zoom_path((42, 60), (60, 81), (30, 21), 4)(1)
     wanted = [to_numpy(scene.render((60, 81), region, 'uint8')).astype(int) for scene in (
-        baseline('bicubic').encode(img), load_renderer(str(files / 'model.pth'), gpu='cpu').encode(img))]
+        baseline('bicubic').open(img), load_renderer(str(files / 'model.pth'), gpu='cpu').open(img))]
     found = frames[3].astype(int)
     for part, method in ((slice(0, 39), wanted[0]), (slice(42, None), wanted[1])):
         assert abs(found[30:, part] - method[30:, part]).max() <= 1
@@ -182,7 +182,7 @@ def test_growing_sizes(files, tmp_path):
     assert widths[0] == 10 and widths[-1] == 100 and widths == sorted(widths) and len(set(widths)) == 7
     low = change_resolution.reduce(to_tensor(str(files / 'photo.png')), 20)
     assert low.shape == (3, 14, 20)
-    wanted = load_renderer(str(files / 'model.pth'), gpu='cpu').encode(low).render((70, 100), dtype='uint8')
+    wanted = load_renderer(str(files / 'model.pth'), gpu='cpu').open(low).render((70, 100), dtype='uint8')
     assert (frames[-1][30:] == to_numpy(wanted)[30:]).all()
 
 

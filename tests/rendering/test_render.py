@@ -1,8 +1,10 @@
 """Rendering: any size and region, tiles, self-ensemble, precision; equal to the model queried directly."""
+import numpy as np
 import pytest
 import torch
 
 import models
+from engine.rendering import renderer as render
 from engine.rendering.renderer import Renderer
 from models import textbook
 from tests.common import small_model, small_spec
@@ -27,17 +29,17 @@ def test_equals_the_textbook_whole_or_in_tiles(size, switches):
     model = small_model(**switches)
     wanted = direct(model, size)
     for options in ({}, {'tile': 8}, {'tile': 1 << 20}, {'chunk': 7}, {'memory': 100_000}):
-        assert (Renderer(model, **options).encode(IMG).render(size) - wanted).abs().max() <= 1e-5, options
+        assert (Renderer(model, **options).open(IMG).render(size) - wanted).abs().max() <= 1e-5, options
 
 
 def test_a_budget_makes_tiles():
     renderer = Renderer(small_model(), memory=2_000_000)
-    assert renderer.encode(torch.rand(3, 100, 300)).tile < 100 <= Renderer(small_model()).encode(IMG).tile * 2
+    assert renderer.open(torch.rand(3, 100, 300)).tile < 100 <= Renderer(small_model()).open(IMG).tile * 2
 
 
 @pytest.mark.parametrize('tile', [None, 9])
 def test_a_region_is_the_crop_of_the_whole(tile):
-    scene = Renderer(small_model(), tile=tile).encode(IMG)
+    scene = Renderer(small_model(), tile=tile).open(IMG)
     whole = scene.render((111, 159))
     part = scene.render((60, 90), region=(10, 5, 30, 20))
     assert (part - whole[:, 15:75, 30:120]).abs().max() <= 1e-5
@@ -46,40 +48,61 @@ def test_a_region_is_the_crop_of_the_whole(tile):
     assert (part - tall[:, 14:24, 21:42]).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize('ensemble', [False, True])
+@pytest.mark.parametrize('scale', [1, 2, 3])
+def test_regions_break_ties_as_the_whole_does(scale, ensemble):
+    """At odd scales queries lie half-way between codes, and at the end of an axis all four areas can vanish."""
+    rng = np.random.default_rng(scale)
+    cases = [((26, 17), (4, 18, 11, 8))]
+    for _ in range(8):
+        h, w = rng.integers(2, 60, 2)
+        y, x = rng.integers(h), rng.integers(w)
+        cases.append(((h, w), (x, y, w - x if rng.random() < 0.5 else rng.integers(1, w - x + 1),
+                               h - y if rng.random() < 0.5 else rng.integers(1, h - y + 1))))
+    for size, region in cases:
+        img = torch.rand(3, *size, generator=torch.Generator().manual_seed(0))
+        scene = Renderer(small_model(), self_ensemble=ensemble).open(img)
+        whole = scene.render((size[0] * scale, size[1] * scale))
+        left, top, width, height = (n * scale for n in region)
+        part = scene.render((int(height), int(width)), region)
+        assert (part - whole[:, top:top + height, left:left + width]).abs().max() <= 1e-5, (size, region)
+
+
 def test_a_region_far_below_a_pixel():
-    out = Renderer(small_model()).encode(IMG).render((20, 30), region=(11.25, 8.5, 0.3, 0.2))
+    out = Renderer(small_model()).open(IMG).render((20, 30), region=(11.25, 8.5, 0.3, 0.2))
     assert out.shape == (3, 20, 30) and out.isfinite().all()
 
 
 def test_rectangles_cover_the_output_once():
     for options in ({}, {'tile': 10}, {'tile': 10, 'self_ensemble': True}):
         covered = torch.zeros(70, 90, dtype=torch.int)
-        for top, left, rgb in Renderer(small_model(), **options).encode(IMG).rectangles((70, 90)):
+        for top, left, rgb in Renderer(small_model(), **options).open(IMG).rectangles((70, 90)):
             covered[top:top + rgb.shape[1], left:left + rgb.shape[2]] += 1
         assert (covered == 1).all()
 
 
-def test_self_ensemble_is_the_mean_over_the_symmetries():
-    model = small_model()
-    found = Renderer(model, self_ensemble=True).encode(IMG).render((74, 106))
-    assert (Renderer(model, self_ensemble=True, tile=11).encode(IMG).render((74, 106)) - found).abs().max() <= 1e-5
+@pytest.mark.parametrize('scale', [1, 2, 3])
+def test_self_ensemble_is_the_mean_over_the_symmetries(scale):
+    model, size = small_model(), (37 * scale, 53 * scale)
+    found = Renderer(model, self_ensemble=True).open(IMG).render(size)
+    assert (Renderer(model, self_ensemble=True, tile=11).open(IMG).render(size) - found).abs().max() <= 1e-5
     outs = []
     linear = {'inp': {'sub': [0.5], 'div': [0.5]}, 'gt': {'sub': [0.5], 'div': [0.01]}}  # nothing is clamped
     for k in range(4):
         for flip in (False, True):
             img = torch.rot90(IMG, k, (1, 2))
             img = img.flip(2) if flip else img
-            out = Renderer(model, linear).encode(img).render((img.shape[1] * 2, img.shape[2] * 2))
+            out = Renderer(model, linear).open(img).render((img.shape[1] * scale, img.shape[2] * scale))
             out = out.flip(2) if flip else out
             outs.append(torch.rot90(out, -k, (1, 2)))
     mean = torch.stack(outs).mean(0)
-    ours = Renderer(model, linear, self_ensemble=True).encode(IMG).render((74, 106))
+    ours = Renderer(model, linear, self_ensemble=True).open(IMG).render(size)
     assert 0 < mean.min() and mean.max() < 1
     assert (ours - mean).abs().max() <= 1e-5
 
 
 def test_types():
-    scene = Renderer(small_model()).encode(IMG)
+    scene = Renderer(small_model()).open(IMG)
     exact = scene.render((50, 60))
     assert torch.equal(scene.render((50, 60), dtype=torch.uint8), (exact * 255 + 0.5).to(torch.uint8))
     deep = scene.render((50, 60), dtype='uint16').numpy()
@@ -88,16 +111,16 @@ def test_types():
 
 def test_progress_counts_every_pixel():
     seen = []
-    Renderer(small_model(), tile=16).encode(IMG).render((40, 50), progress=seen.append)
+    Renderer(small_model(), tile=16).open(IMG).render((40, 50), progress=seen.append)
     assert sum(seen) == 2000 and len(seen) > 4
 
 
 def test_cell_clip():
     """Beyond the trained scale the cell stays; up to it nothing changes."""
     model = small_model()
-    assert torch.equal(Renderer(model, cell_clip=4).encode(IMG).render((74, 106)),
-                       Renderer(model).encode(IMG).render((74, 106)))
-    clipped = Renderer(model, cell_clip=2).encode(IMG).render((148, 212))
+    assert torch.equal(Renderer(model, cell_clip=4).open(IMG).render((74, 106)),
+                       Renderer(model).open(IMG).render((74, 106)))
+    clipped = Renderer(model, cell_clip=2).open(IMG).render((148, 212))
     coord = make_coord((148, 212))[None]
     with torch.no_grad():
         rgb = model((IMG[None] - 0.5) / 0.5, coord, torch.tensor([2 / 74, 2 / 106]).expand_as(coord))
@@ -106,8 +129,8 @@ def test_cell_clip():
 
 def test_half_precision_and_its_fallback():
     model = small_model()
-    exact = Renderer(model).encode(IMG).render((74, 106))
-    scene = Renderer(model, precision='bf16').encode(IMG)
+    exact = Renderer(model).open(IMG).render((74, 106))
+    scene = Renderer(model, precision='bf16').open(IMG)
     assert (scene.render((74, 106)) - exact).abs().max() < 0.05 and not scene.redone
 
     class Overflowing(type(model)):  # stands for a model whose half-precision values overflow
@@ -116,11 +139,11 @@ def test_half_precision_and_its_fallback():
             return out * float('inf') if codes.table.dtype != torch.float32 else out
 
     model.__class__ = Overflowing
-    scene = Renderer(model, precision='bf16').encode(IMG)
+    scene = Renderer(model, precision='bf16').open(IMG)
     assert torch.equal(scene.render((74, 106)), exact) and scene.redone
 
 
-def test_models_with_the_protocol_alone():
+def test_models_with_the_protocol_alone(monkeypatch):
     """A model that only has gen_feat and query_rgb renders too, with two scenes in turn."""
     inner = small_model()
 
@@ -135,12 +158,25 @@ def test_models_with_the_protocol_alone():
         def query_rgb(self, coord, cell):
             return self.inner.query_rgb(coord, cell)
 
+    monkeypatch.setattr(render, 'STRIP', 500)
     renderer = Renderer(Plain(), chunk=100)
-    a, b = renderer.encode(IMG), renderer.encode(IMG.flip(2))
+    a, b = renderer.open(IMG), renderer.open(IMG.flip(2))
     first = a.render((41, 60))
     b.render((41, 60))
     assert torch.equal(a.render((41, 60)), first)
-    assert (first - Renderer(inner).encode(IMG).render((41, 60))).abs().max() <= 1e-6
+    assert (first - Renderer(inner).open(IMG).render((41, 60))).abs().max() <= 1e-6
+    turned = [Renderer(m, self_ensemble=True).open(IMG).render((41, 60)) for m in (Plain(), inner)]
+    assert (turned[0] - turned[1]).abs().max() <= 1e-6
+
+
+def test_a_scene_encodes_once():
+    model, count = small_model(), []
+    model.encoder.register_forward_hook(lambda *_: count.append(1))
+    scene = Renderer(model).open(IMG)
+    assert not count
+    assert scene.encode() is scene and len(count) == 1
+    scene.render((50, 60)), scene.render((5, 6), (1, 2, 3, 4))
+    assert len(count) == 1
 
 
 def test_a_global_encoder_says_it_cannot_be_tiled():
@@ -149,12 +185,12 @@ def test_a_global_encoder_says_it_cannot_be_tiled():
     model = models.make(spec)
     with pytest.raises(UserError, match='cannot be rendered in tiles'):
         Renderer(model, tile=16)
-    assert Renderer(model, memory=1000).encode(IMG).render((10, 10)).shape == (3, 10, 10)
+    assert Renderer(model, memory=1000).open(IMG).render((10, 10)).shape == (3, 10, 10)
 
 
 def test_out_of_memory_shrinks_the_tiles():
     model = small_model()
-    wanted = Renderer(model).encode(IMG).render((74, 106))
+    wanted = Renderer(model).open(IMG).render((74, 106))
 
     class Tight(type(model)):  # stands for a GPU that cannot hold a large window
         def encode(self, inp, window=None):
@@ -163,7 +199,7 @@ def test_out_of_memory_shrinks_the_tiles():
             return super().encode(inp, window)
 
     model.__class__ = Tight
-    scene = Renderer(model).encode(IMG)
+    scene = Renderer(model).open(IMG)
     assert (scene.render((74, 106)) - wanted).abs().max() <= 1e-5
 
 
@@ -176,4 +212,4 @@ def test_out_of_memory_shrinks_the_tiles():
 ])
 def test_bad_sizes_and_regions(size, region, words):
     with pytest.raises(UserError, match=words):
-        Renderer(small_model()).encode(IMG).render(size, region)
+        Renderer(small_model()).open(IMG).render(size, region)

@@ -75,7 +75,7 @@ def test_video_colours_are_those_of_the_picture(tmp_path, upscale, clip):
 
 def test_still_frames_are_rendered_once(tmp_path, monkeypatch):
     count = []
-    monkeypatch.setattr(Renderer, 'encode', lambda self, img: count.append(1) or render.Scene(self, img))
+    monkeypatch.setattr(Renderer, 'open', lambda self, img: count.append(1) or render.Scene(self, img))
     frames = [PHOTO[:9, :9]] * 4 + [PHOTO[1:10, :9]]
     video = demo.videos.Video((9, 9), 25, 5, lambda: iter(frames), 4)
     assert len(list(demo.render_frames(video, Renderer(small_model()), (18, 18), None))) == 5 and len(count) == 2

@@ -48,7 +48,7 @@ def explorer(model=None, **pace):
 
 
 def whole(region, size, model=None):
-    scene = Renderer(model or small_model()).encode(to_tensor(PIXELS))
+    scene = Renderer(model or small_model()).open(to_tensor(PIXELS))
     return to_numpy(scene.render(size, region, 'uint8')).astype(int)
 
 
