@@ -272,10 +272,12 @@ class Checker:
     def arguments(self, thing, spec, role, path, complete):
         """Check spec['args'] against the parameters of a constructor, nested specs included."""
         name, args, keys, handed = spec['name'], spec['args'], keys_of(thing), HANDED.get(role, ())
-        parameters = (parameters_of(thing) or {}).values()  # compiled code does not tell them: its own check remains
-        takes = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-                 and (p.name in keys or p.name not in handed)}
-        if parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        parameters = parameters_of(thing)
+        if parameters is None:
+            return  # the constructor's own check remains
+        takes = {key: p for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+                 and (key in keys or key not in handed)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             self.known(args, takes, path, f'an argument of {name}')
         for key, parameter in takes.items():
             needed = parameter.default is REQUIRED and complete and key not in handed
@@ -284,11 +286,11 @@ class Checker:
                     args[key] = self.value(args.get(key), keys[key], join(path, key))
             elif needed and key not in args:
                 self.fail(join(path, key), 'nothing', f'an argument that {name} needs', 'add it')
-        for key in args.keys() - keys.keys():
-            if key.endswith('_spec') and isinstance(args[key], dict):
+        for key in args:
+            if key not in keys and key.endswith('_spec') and isinstance(args[key], dict):
                 found = REGISTRIES['model'].roles.get(str(args[key].get('name')))
                 inner = found if found in ('encoder', 'decoder') else 'model'
-                # The model around it may hand it further arguments, so none is missing here.
+                # The model around it may add arguments, so none is missing here.
                 args[key] = self.spec(args[key], inner, join(path, key), complete=False)
 
 

@@ -8,6 +8,7 @@ configs/schema.json, by which editors complete and check YAML files.
     python -m engine.schema --write    rewrites docs/configs.md and configs/schema.json
 """
 import argparse
+import contextlib
 import inspect
 import json
 import os
@@ -125,13 +126,11 @@ class Key(NamedTuple):
 
 
 def parameters_of(thing):
-    """The parameters of a class or function by name; None of compiled code that does not tell them."""
-    try:
-        return dict(inspect.signature(thing, eval_str=True).parameters)
-    except (TypeError, ValueError):
-        return None
-    except Exception:  # an annotation, as text, names what is not there
-        return dict(inspect.signature(thing).parameters)
+    """The parameters of a class or function by name; None for compiled code, which may not tell them."""
+    for eval_str in (True, False):  # an annotation that is text may fail in any way when it is evaluated
+        with contextlib.suppress(Exception):
+            return dict(inspect.signature(thing, eval_str=eval_str).parameters)
+    return None
 
 
 def keys_of(thing):

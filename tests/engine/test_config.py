@@ -2,6 +2,7 @@
 import copy
 import datetime
 import math
+import random
 import re
 from typing import Annotated
 
@@ -14,7 +15,10 @@ from PIL import Image
 
 import datasets
 import models
+from datasets.batch import unpack
+from datasets.loader import make_loader
 from engine.config import load_config
+from engine.evaluation.evaluate import batch_psnr
 from engine.optim import learning_rate, make_optimizer
 from engine.schema import KINDS, keys_of
 from utils import Integer, Number, UserError
@@ -205,6 +209,7 @@ MISTAKES = [  # values of --set; what the message has to contain: key and value,
     (['data_norm.gt.sub=[1, 2]'], ['data_norm.gt.sub: found [1, 2]', 'one or three']),
     (['data_norm.gt=null'], ['data_norm.gt: found nothing']),
     (['model.name=lif'], ["model.name: found 'lif'", 'known model: liif, metasr', 'did you mean liif?']),
+    (['model={name: bicubic}'], ["model.name: found 'bicubic'", 'known model: liif, metasr']),
     (['model.name=mlp'], ["model.name: found 'mlp'", 'known model: liif, metasr']),
     (['model.args.encoder_spec=null'], ['model.args.encoder_spec: found nothing']),
     (['model.args.encoder_spec.name=edsr_baseline'],
@@ -355,6 +360,10 @@ def test_things_registered_elsewhere_are_checked_by_their_signature(folder, monk
     def unet(depth: Annotated[int, Integer(1, 9), 'levels'], width: 'Nothing' = 3):
         pass
 
+    @models.register('fixed')
+    def fixed():
+        pass
+
     @datasets.register('my-wrapper')
     class MyWrapper:
         def __init__(self, dataset, window, blur: Annotated[float, Number(0), 'in pixels'] = 0):
@@ -376,11 +385,53 @@ def test_things_registered_elsewhere_are_checked_by_their_signature(folder, monk
         'train_dataset.wrapper.args={}': 'train_dataset.wrapper.args.window: found nothing',
         'train_dataset.wrapper.args.x=1': 'train_dataset.wrapper.args.x: found 1, window',
         'train_dataset.wrapper.args.blur=-1': 'train_dataset.wrapper.args.blur: found -1, wanted a number >= 0',
+        'model={name: fixed, args: {x: 1}}': 'model.args.x: found 1, an argument of fixed: none',
         'model={name: unet}': 'model.args.depth: found nothing',
         'model={name: unet, args: {depht: 3}}': 'model.args.depht: found 3, did you mean depth?',
     }.items():
         _, message = load_or_message(path, [overrides])
         assert message and all(word in message for word in part.split(', ')), message
+
+
+# What is accepted can be validated.
+
+def random_test_config(rng, folder):
+    """A test config of images of one size, with a wrapper's arguments as people combine them."""
+    choices = {'inp_size': [None, 8, 12, 16], 'scale_min': [1, 2, 2.5], 'scale_max': [None, 2, 4],
+               'augment': [False, True], 'sample_q': [None, 8, 64],
+               'size_min': [16, 32], 'size_max': [None, 32, 48], 'gt_resize': [None, 24]}
+    name = rng.choice(list(WRAPPERS))
+    args = {key: rng.choice(choices[key]) for key in WRAPPERS[name]}
+    folders = {'root_path': folder} if name == 'sr-implicit-downsampled' else \
+        {'root_path_1': folder, 'root_path_2': folder}
+    dataset = {'name': 'image-folder' if len(folders) == 1 else 'paired-image-folders', 'args': folders}
+    return {'test_dataset': {'dataset': dataset, 'wrapper': {'name': name, 'args': args},
+                             'batch_size': rng.choice([1, 1, 2, 3])},
+            'eval_type': rng.choice([None, 'benchmark-2', 'div2k-2.5', 'div2k-4']),
+            'eval_bsize': rng.choice([None, 99])}
+
+
+WRAPPERS = {'sr-implicit-downsampled': ['inp_size', 'scale_min', 'scale_max', 'augment', 'sample_q'],
+            'sr-implicit-paired': ['augment', 'sample_q'],
+            'sr-implicit-uniform-varied': ['size_min', 'size_max', 'gt_resize', 'augment', 'sample_q']}
+
+
+def test_accepted_configs_do_not_fail_at_the_first_validation(tmp_path):
+    for i in range(2):
+        Image.effect_noise((64, 64), 50 + i).convert('RGB').save(tmp_path / f'{i}.png')
+    rng, accepted = random.Random(0), 0
+    for _ in range(100):
+        config, _ = load_or_message(write(tmp_path, random_test_config(rng, str(tmp_path))), kind='test')
+        if config is None:
+            continue
+        accepted += 1
+        data = config['test_dataset']
+        wrapper = datasets.make(data['wrapper'], args={'dataset': datasets.make(data['dataset'])})
+        for batch in make_loader(wrapper, data['batch_size'], 0, train=False, num_workers=0):
+            psnr, _ = batch_psnr(models.make({'name': 'bicubic'}), unpack(batch, 'cpu'), None, config['eval_type'],
+                                 config['eval_bsize'])
+            assert not math.isnan(psnr)
+    assert 30 < accepted < 70, accepted
 
 
 # Fuzzing.
