@@ -17,8 +17,8 @@ from utils import Text, UserError, ValueType
 
 
 SEE = 'correct it (docs/configs.md explains every key)'
-SPEC = {'name': Key(Text(), REQUIRED, ''), 'args': Key(ValueType('a mapping of arguments', lambda v: isinstance(v, dict),
-                                                                 {}), {}, '')}
+MAPPING = ValueType('a mapping of arguments', lambda v: isinstance(v, dict), {})
+SPEC = {'name': Key(Text(), REQUIRED, ''), 'args': Key(MAPPING, {}, '')}
 
 
 def load_config(path, overrides=(), kind='train', check_paths=True):
@@ -44,9 +44,7 @@ def load_config(path, overrides=(), kind='train', check_paths=True):
         config['eval_type'] = None
     for section in ('train_dataset', 'val_dataset', 'test_dataset'):
         if config.get(section) is not None:
-            agree_data(check, config[section], section)
-            if section != 'train_dataset' and config['eval_type'] is not None:
-                agree_metric(check, config['eval_type'], config[section], section)
+            agree_data(check, config[section], section, config['eval_type'] if section != 'train_dataset' else None)
     if kind == 'train':
         agree_schedule(check, config)
     return config
@@ -308,23 +306,7 @@ def is_quoted(value, kind):
         return False
 
 
-# What several keys have to agree on: each function takes a Checker, all arguments with their defaults, and their path.
-
-def agree_scales(check, args, path):
-    low, high, size, queries = args['scale_min'], args['scale_max'], args['inp_size'], args['sample_q']
-    if high is not None and high < low:
-        check.fail(join(path, 'scale_max'), show(high), f'at least scale_min, {low}', 'exchange or correct them')
-    if size is not None and queries is not None and queries > round(size * low) ** 2:
-        check.fail(join(path, 'sample_q'), show(queries), f'at most {round(size * low) ** 2}, the pixels of the '
-                   f'smallest ground truth (inp_size {size} at scale {low})', 'lower it, or raise inp_size')
-
-
-def agree_sizes(check, args, path):
-    least = args['gt_resize'] or min(args['size_min'], args['size_max'] or args['size_min'])
-    if args['sample_q'] is not None and args['sample_q'] > least ** 2:
-        check.fail(join(path, 'sample_q'), show(args['sample_q']), f'at most {least ** 2}, the pixels of the smallest '
-                   f'ground truth', 'lower it, or raise size_min')
-
+# What several keys have to agree on. Each function takes a Checker, all arguments with their defaults, and their path.
 
 def agree_split(check, args, path):
     for key, other in (('split_file', 'split_key'), ('split_key', 'split_file')):
@@ -334,13 +316,13 @@ def agree_split(check, args, path):
 
 def agree_decoder(check, args, path):
     encoder, decoder = args['encoder_spec'], args['imnet_spec']
-    if decoder is None and encoder['args'].get('no_upsampling'):
+    features = complete_args(encoder, 'encoder').get('no_upsampling')
+    if decoder is None and features:
         check.fail(join(path, 'imnet_spec'), 'nothing', 'a decoder, since the encoder has no_upsampling: true',
                    'add {name: mlp, args: {out_dim: 3, hidden_list: [256, 256, 256, 256]}}')
-    if decoder is not None and 'no_upsampling' in keys_of(REGISTRIES['encoder'].get(encoder['name'])) \
-            and not encoder['args'].get('no_upsampling'):
-        check.fail(join(path, 'encoder_spec.args.no_upsampling'), 'nothing' if 'no_upsampling' not in encoder['args'] else
-                   'false', 'true, since a decoder reads features, not the pixels of an up-sampler', 'add it')
+    if decoder is not None and features is False:
+        check.fail(join(path, 'encoder_spec.args.no_upsampling'), 'false' if 'no_upsampling' in encoder['args'] else
+                   'nothing', 'true, since a decoder reads features, not the pixels of an up-sampler', 'add it')
     channels = 3 if decoder is None else decoder['args'].get('out_dim', 3)
     if channels != 3:
         check.fail(join(path, 'imnet_spec.args.out_dim'), show(channels), '3: red, green and blue', 'correct it')
@@ -356,53 +338,50 @@ def agree_momentum(check, args, path):
         check.fail(join(path, 'nesterov'), 'true', 'a momentum above 0 and no dampening with it', 'set momentum: 0.9')
 
 
-AGREEMENTS = {'sr-implicit-downsampled': agree_scales, 'sr-implicit-uniform-varied': agree_sizes,
-              'image-folder': agree_split, 'paired-image-folders': agree_split, 'liif': agree_decoder,
+AGREEMENTS = {'image-folder': agree_split, 'paired-image-folders': agree_split, 'liif': agree_decoder,
               'rcan': agree_attention, 'sgd': agree_momentum}
 PAIRED = {'sr-implicit-paired': 'paired-image-folders', 'sr-implicit-uniform-varied': 'paired-image-folders',
           'sr-implicit-downsampled': 'image-folder'}
-RANGES = {'sr-implicit-downsampled': ('scale_min', 'scale_max'), 'sr-implicit-uniform-varied': ('size_min', 'size_max')}
 
 
-def agree_data(check, data, path):
-    """A data set that suits the wrapper, and samples of one size where several form a batch."""
-    wrapper, args = data['wrapper']['name'], complete_args(data['wrapper'], 'wrapper')
-    found, wanted = data['dataset']['name'], PAIRED.get(wrapper)
+def agree_data(check, data, path, eval_type=None):
+    """A data set that suits the wrapper, samples of one size where several form a batch, enough pixels for sample_q
+    and, where a section is measured by an eval_type, something left when borders are shaved."""
+    name, args = data['wrapper']['name'], complete_args(data['wrapper'], 'wrapper')
+    found, wanted, prefix = data['dataset']['name'], PAIRED.get(name), join(path, 'wrapper.args.')
     if wanted is not None and found != wanted and found in PAIRED.values():
-        check.fail(join(path, 'dataset.name'), show(found), f'{wanted}, which {wrapper} reads', 'change one of the two')
-    low, high = RANGES.get(wrapper, (None, None))
-    if data['batch_size'] == 1 or low is None or args[high] in (None, args[low]):
-        return
-    for key in ('inp_size', 'sample_q'):
-        if args.get(key, 1) is None and (key != 'sample_q' or args.get('gt_resize') is None):
-            check.fail(join(path, f'wrapper.args.{key}'), 'nothing', f'a value, since samples between {low} and {high} '
-                       f'differ in size and cannot form a batch', f'add {key}, or set batch_size: 1')
-
-
-def agree_metric(check, eval_type, data, path):
-    """Whole images, of which something is left when eval_type shaves their borders."""
-    args, (metric, _, scale) = complete_args(data['wrapper'], 'wrapper'), eval_type.partition('-')
-    if args.get('sample_q') is not None:
-        check.fail('eval_type', show(eval_type), f'null, since {path}.wrapper.args.sample_q draws random pixels, which '
-                   f'have no border to leave out', 'remove one of the two')
-    shave = math.ceil(float(scale)) + (6 if metric == 'div2k' else 0)
-    side = None
-    if data['wrapper']['name'] == 'sr-implicit-downsampled' and args['inp_size'] is not None:
-        side = round(args['inp_size'] * args['scale_min'])
-    if data['wrapper']['name'] == 'sr-implicit-uniform-varied':
-        side = args['gt_resize'] or min(args['size_min'], args['size_max'] or args['size_min'])
-    if side is not None and side <= 2 * shave:
+        check.fail(join(path, 'dataset.name'), show(found), f'{wanted}, which {name} reads', 'change one of the two')
+    queries, side, low, high = args.get('sample_q'), None, None, None  # side: of the smallest ground truth
+    if name == 'sr-implicit-downsampled':
+        low, high = args['scale_min'], args['scale_max']
+        if high is not None and high < low:
+            check.fail(f'{prefix}scale_max', show(high), f'at least scale_min, {low}', 'exchange or correct them')
+        side = None if args['inp_size'] is None else round(args['inp_size'] * low)
+    if name == 'sr-implicit-uniform-varied':
+        low, high = args['size_min'], args['size_max'] if args['gt_resize'] is None else None
+        side = args['gt_resize'] or min(low, high or low)
+    if None not in (queries, side) and queries > side ** 2:
+        check.fail(f'{prefix}sample_q', show(queries), f'at most {side ** 2}, the pixels of the smallest ground truth',
+                   'lower it')
+    for key in ('inp_size', 'sample_q') if data['batch_size'] > 1 and high not in (None, low) else ():
+        if key in args and args[key] is None:
+            check.fail(f'{prefix}{key}', 'nothing', f'a value, since samples between {low} and {high} differ in size '
+                       f'and cannot form a batch', f'add {key}, or set batch_size: 1')
+    metric, _, scale = (eval_type or '-0').partition('-')
+    shave = math.ceil(float(scale)) + 6 * (metric == 'div2k')
+    if metric and queries is not None:
+        check.fail('eval_type', show(eval_type), f'null, since {prefix}sample_q draws random pixels, which have no '
+                   f'border to leave out', 'remove one of the two')
+    if metric and side is not None and side <= 2 * shave:
         check.fail('eval_type', show(eval_type), f'one that leaves some of the {side}x{side} pixels of {path}: it '
                    f'leaves out {shave} at each side', 'change it, or use larger crops')
 
 
 def agree_schedule(check, config):
-    scheduler = config['lr_scheduler']
-    if scheduler is None:
-        return
-    if config['multi_step_lr'] is not None:
+    scheduler, args = config['lr_scheduler'], (config['lr_scheduler'] or {}).get('args', {})
+    if scheduler is not None and config['multi_step_lr'] is not None:
         check.fail('lr_scheduler', show(scheduler['name']), 'either multi_step_lr or lr_scheduler', 'remove one')
-    warmup, epochs = scheduler['args'].get('warmup_epochs', 0), scheduler['args'].get('epochs') or config['epoch_max']
+    warmup, epochs = args.get('warmup_epochs', 0), args.get('epochs') or config['epoch_max']
     if warmup > epochs:
         check.fail('lr_scheduler.args.warmup_epochs', show(warmup), f'at most the {epochs} epochs of the schedule',
                    'lower it')
