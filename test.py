@@ -4,22 +4,22 @@
     python test.py --suite benchmark --model M.pth bicubic                            # all of the paper's Table 2
     python test.py --suite div2k --scales 1.5 2.7 2x3.5 --model RDN-LIIF=M.pth        # any scale; a label for the model
 
---config prints a last line `result: PSNR` in dB. --suite prints tables beside the published figures and writes them to
+--config prints a last line `result: PSNR` in dB. --suite prints tables with the published numbers and writes them to
 the output folder, where results are kept, so that a second start measures only what is missing (docs/evaluation.md).
 """
+import math
 import os
 import sys
 
 from tqdm import tqdm
 
-from engine.evaluation import report
 from engine.config import load_config
-from engine.runtime import autocast
+from engine.evaluation import tables
 from engine.evaluation.evaluate import batched_predict, eval_psnr  # noqa: F401 (importable from here)
-from engine.evaluation.measure import Options, mean_of, measure, open_model, run_suite
 from engine.evaluation.metrics import make_lpips
-from engine.runtime import Parser, run_program, select_device
+from engine.evaluation.runs import METRICS, Options, mean_of, measure_case, open_model, run_suite
 from engine.evaluation.suite import locate, open_data, read_suite
+from engine.runtime import Parser, autocast, run_program, select_device
 from utils import UserError
 
 
@@ -29,23 +29,26 @@ def main(argv=None):
     what.add_argument('--config', help='a test config, such as configs/test/test-set5-2.yaml')
     what.add_argument('--suite', help='benchmark, div2k, celebAHQ, all, continuous, or the path of a .yaml file')
     parser.add_argument('--model', nargs='+', required=True, metavar='MODEL',
-                        help='a checkpoint, LABEL=CHECKPOINT, bicubic, bilinear or nearest; --suite takes several')
-    parser.add_argument('--gpu', help="a GPU's number, or cpu; the first GPU there is when absent")
-    parser.add_argument('--data', metavar='ROOT', help='where the data sets are, instead of ./load')
+                        help='a checkpoint, a name in weights/, bicubic, bilinear or nearest; LABEL=MODEL names its '
+                        'row; --suite takes several')
+    parser.add_argument('--gpu', help="a GPU's number, or cpu; default: the first GPU, else the CPU")
+    parser.add_argument('--data', metavar='ROOT', help='the folder of the data sets; default: ./load')
     parser.add_argument('--precision', choices=['float32', 'bf16', 'fp16'], help="instead of the config's")
     parser.add_argument('--self-ensemble', action='store_true', help='average over the eight flips and transposes')
-    parser.add_argument('--tile', type=int, help='encode in tiles of so many input pixels a side: less memory')
-    parser.add_argument('--ssim', action='store_true', help='measure SSIM, too')
-    parser.add_argument('--lpips', action='store_true', help='measure LPIPS, too (package lpips and its weights)')
+    parser.add_argument('--tile', type=int, metavar='N', help='encode in tiles of NxN input pixels, with less memory')
+    parser.add_argument('--cell-clip', nargs='?', type=float, const=4.0, metavar='S',
+                        help='beyond scale S (4, the largest in training) decode with the cell of S, as LTE does')
+    parser.add_argument('--ssim', action='store_true', help='also measure SSIM')
+    parser.add_argument('--lpips', action='store_true', help='also measure LPIPS (package lpips and its weights)')
     parser.add_argument('--ema', action='store_true', help="use the checkpoints' averaged weights")
-    parser.add_argument('--workers', type=int, help='processes that read images; as many as pay when absent')
+    parser.add_argument('--workers', type=int, help='processes that read images; default: chosen automatically')
     one = parser.add_argument_group('with --config')
     one.add_argument('--per-image', action='store_true', help='a line for each image')
     one.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='override a key of the config')
     many = parser.add_argument_group('with --suite')
     many.add_argument('--scales', nargs='+', metavar='S', help='only these: 2, 2.7, or 2x3.5 (vertical x horizontal)')
-    many.add_argument('--output', metavar='FOLDER', help='of tables and results; out/results when absent')
-    many.add_argument('--fresh', action='store_true', help='measure again what the output folder holds')
+    many.add_argument('--output', metavar='FOLDER', help='for tables and results; default: out/results')
+    many.add_argument('--fresh', action='store_true', help='also measure again what the output folder holds')
     args = parser.parse_args(argv)
     others = {'--per-image': args.per_image, '--set': args.set} if args.suite else \
         {'--scales': args.scales, '--output': args.output, '--fresh': args.fresh}
@@ -53,10 +56,13 @@ def main(argv=None):
         if given:
             parser.error(f'{flag} goes with {"--config" if args.suite else "--suite"}')
 
+    if args.cell_clip is not None and not 1 <= args.cell_clip < math.inf:
+        raise UserError(f'--cell-clip: found {args.cell_clip}, expected the largest scale of training, 1 or more')
+
     device = select_device(args.gpu)
-    autocast(device, args.precision)  # complains of what this device cannot do
+    autocast(device, args.precision)  # raises for a precision that the device cannot do
     options = Options(args.precision, args.self_ensemble, args.tile, args.ssim,
-                      make_lpips(device) if args.lpips else None, args.ema)
+                      make_lpips(device) if args.lpips else None, args.ema, args.cell_clip)
     (test_suite if args.suite else test_config)(args, device, options)
 
 
@@ -66,17 +72,17 @@ def test_config(args, device, options):
     config = load_config(args.config, args.set, kind='test', check_paths=args.data is None)
     dataset, missing = locate(config['test_dataset']['dataset'], args.data)
     if missing:
-        raise UserError(f'{args.config}: there is no {missing}; correct --data')
+        raise UserError(f'{args.config}: {missing} does not exist: correct --data')
     candidate = open_model(args.model[0], device, args.ema)
     data, rows = open_data(config, dataset), []
     with tqdm(total=len(data), desc='test', leave=False, disable=None) as progress:
-        for row in measure(candidate, config, data, device, options, args.workers):
+        for row in measure_case(candidate, config, data, device, options, args.workers):
             rows.append(row)
             progress.update(row['count'])
             progress.set_description(f'test {mean_of(rows):.4f}')
             if args.per_image:
                 progress.write(f'{row["image"]}: {row["psnr"]:.4f}')
-    for metric in ('ssim', 'lpips'):
+    for metric in METRICS[1:]:
         if metric in rows[0]:
             print(f'{metric}: {mean_of(rows, metric):.4f}')
     print(f'result: {mean_of(rows):.4f}')
@@ -88,16 +94,16 @@ def test_suite(args, device, options):
     outcome = run_suite(cases, args.model, device, output, options, args.workers, args.fresh)
     name = os.path.splitext(os.path.basename(args.suite))[0]
     if outcome.runs:
-        print(f'\n{report.write(output, name, outcome)}\n\n{os.path.join(output, name)}.md, .csv, .json')
+        print(f'\n{tables.write_results(output, name, outcome)}\n\n{os.path.join(output, name)}.md, .csv, .json')
     elif not outcome.problems:
-        raise UserError('nothing was measured: ' + '; '.join(report.not_measured(outcome)[:2]) + '; python '
-                        'scripts/prepare_data.py gets the data, --data ROOT says where it is')
-    problems = report.problem_lines(outcome.problems)
+        raise UserError('nothing was measured: ' + '; '.join(tables.not_measured(outcome)[:2]) + '; get the data '
+                        'with python scripts/prepare_data.py, or name its folder with --data')
+    problems = tables.problem_lines(outcome.problems)
     for problem in problems:
         print(f'failed: {problem}', file=sys.stderr)
     if problems:
-        raise UserError(f'{len(problems)} things could not be measured, as named above; the other '
-                        f'{len(outcome.runs)} results are complete')
+        raise UserError(f'{len(problems)} measurements failed, as listed above; the other {len(outcome.runs)} are '
+                        f'complete')
 
 
 if __name__ == '__main__':

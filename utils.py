@@ -313,6 +313,17 @@ def atomic_write(path, mode='wb', **kwargs):
         raise
 
 
+def replace_between(path, text, markers):
+    """Replace the text between two marker lines of a file. Raises UserError for a file without them."""
+    with open(path, encoding='utf-8') as f:
+        old = f.read()
+    start, end = (old.find(marker) for marker in markers)
+    if not 0 <= start < end:
+        raise UserError(f'{path} has no lines {markers[0]} and {markers[1]}: add them where the text belongs')
+    with atomic_write(path, 'w', encoding='utf-8') as f:
+        f.write(f'{old[:start]}{markers[0]}\n{text.rstrip()}\n{old[end:]}')
+
+
 def _umask():
     mask = os.umask(0)
     os.umask(mask)

@@ -22,13 +22,13 @@ from datasets.images import read_image  # noqa: E402
 from datasets.imresize import KERNELS, imresize, list_images, lr_size  # noqa: E402
 from engine.rendering.renderer import Renderer  # noqa: E402
 from engine.runtime import Parser, run_program  # noqa: E402
-from utils import UserError, atomic_write, calc_psnr  # noqa: E402
+from utils import UserError, atomic_write, calc_psnr, replace_between  # noqa: E402
 
 
 SETS, SCALES = ('Set5', 'Set14', 'B100', 'Urban100'), (2, 3, 4)
 RESULTS = os.path.join(ROOT, 'benchmarks', 'results', 'lr_kernels.json')
 PAGE = os.path.join(ROOT, 'docs', 'lr-kernels.md')
-BEGIN, END = '<!-- benchmarks/lr_kernels.py writes from here -->', '<!-- to here -->'
+MARKERS = '<!-- benchmarks/lr_kernels.py writes from here -->', '<!-- to here -->'
 
 
 def main(argv=None):
@@ -48,10 +48,7 @@ def main(argv=None):
     os.makedirs(os.path.dirname(RESULTS), exist_ok=True)
     with atomic_write(RESULTS, 'w') as f:
         json.dump({'command': 'python benchmarks/lr_kernels.py', 'rows': rows}, f, indent=1)
-    with open(PAGE) as f:
-        page = f.read()
-    with atomic_write(PAGE, 'w') as f:
-        f.write(page[:page.index(BEGIN)] + BEGIN + '\n' + table(rows) + page[page.index(END):])
+    replace_between(PAGE, table(rows), MARKERS)
     print(table(rows))
 
 

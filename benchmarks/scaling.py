@@ -20,7 +20,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[0] = ROOT
 from benchmarks import run, table  # noqa: E402
 from engine.runtime import Parser, run_program  # noqa: E402
-from utils import UserError, atomic_write  # noqa: E402
+from utils import UserError, atomic_write, replace_between  # noqa: E402
 
 
 PARAMETERS = 1_567_299  # of EDSR-baseline-LIIF that are trained: all but the 24 of the fixed mean shifts
@@ -42,7 +42,7 @@ def main(argv=None):
     with atomic_write(path, 'w') as f:
         f.write(json.dumps(results, indent=1) + '\n')
     print(report(results))
-    table.insert(os.path.join(ROOT, 'docs', 'scaling.md'), report(results), MARKERS)
+    replace_between(os.path.join(ROOT, 'docs', 'scaling.md'), report(results), MARKERS)
 
 
 def measure(kind, rounds=100):

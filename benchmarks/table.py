@@ -11,7 +11,7 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[0] = ROOT
-from utils import atomic_write  # noqa: E402
+from utils import UserError, replace_between  # noqa: E402
 
 
 RESULTS = os.path.join(ROOT, 'benchmarks', 'results')
@@ -204,18 +204,6 @@ def figure(results, path):
     plt.close(fig)
 
 
-def insert(path, text, markers=MARKERS):
-    """Replace what stands between the markers of a file; False when it has none."""
-    with open(path, encoding='utf-8') as f:
-        old = f.read()
-    start, end = (old.find(marker) for marker in markers)
-    if not 0 <= start < end:
-        return False
-    with atomic_write(path, 'w', encoding='utf-8') as f:
-        f.write(old[:start] + markers[0] + '\n' + text + old[end:])
-    return True
-
-
 def write():
     """Bring README.md, docs/speed.md and docs/figures/memory.png up to date with the results."""
     found = []
@@ -227,8 +215,10 @@ def write():
         text = '\n'.join(report(results, full) for results in found)
         if not any(results['machine']['device'] == 'cuda' for results in found):
             text += '\nOn a CUDA GPU: not measured.\n'
-        if not insert(os.path.join(ROOT, name), text):
-            print(f'{name} has no markers {MARKERS[0]} and {MARKERS[1]}, so it stays as it is', file=sys.stderr)
+        try:
+            replace_between(os.path.join(ROOT, name), text, MARKERS)
+        except UserError as error:
+            print(error, file=sys.stderr)
     for results in found:
         if results['machine']['device'] == 'cpu' and 'memory' in results:
             figure(results, os.path.join(ROOT, 'docs', 'figures', 'memory.png'))

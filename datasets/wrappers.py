@@ -62,7 +62,7 @@ class Wrapper(Dataset):
             raise BadImage(f'{_name(self.path(index))}: {w}x{h} pixels can be queried, fewer than sample_q '
                            f'{self.sample_q}: lower sample_q, or use a larger image, crop or scale')
 
-    def _item(self, lr, hr, flips, rng):
+    def make_item(self, lr, hr, flips, rng):
         """The one place where an input (h, w, 3) and its ground truth (H, W, 3), uint8, become a sample.
         flips: (left-right, up-down, transpose), the same for both; `sample_q` of the pixels, each at most once."""
         h, w = hr.shape[1::-1] if flips[2] else hr.shape[:2]
@@ -123,7 +123,7 @@ class SRImplicitDownsampled(Wrapper):
             h = w = self.inp_size
             hr = np.ascontiguousarray(random_crop(image, round(self.inp_size * s), rng))
         flips = rng.random(3) < 0.5 if self.augment else (False,) * 3
-        return self._item(resize(hr, h, w), hr, flips, rng)
+        return self.make_item(resize(hr, h, w), hr, flips, rng)
 
     def check(self, index):
         height, width = self.dataset.size(index)
@@ -174,7 +174,7 @@ class SRImplicitPaired(Wrapper):
         lr = lr[top:top + h, left:left + w]
         hr = hr[top * s:(top + h) * s, left * s:(left + w) * s]
         flips = rng.random(3) < 0.5 if self.augment else (False,) * 3
-        return self._item(lr, hr, flips, rng)
+        return self.make_item(lr, hr, flips, rng)
 
     def check(self, index):
         self._scale(index, *self.dataset.size(index))
@@ -231,7 +231,7 @@ class SRImplicitUniformVaried(Wrapper):
         left_right = self.augment and rng.random() < 0.5
         if self.gt_resize is not None:
             hr = resize(hr, self.gt_resize, self.gt_resize)
-        return self._item(lr, hr, (left_right, False, False), rng)
+        return self.make_item(lr, hr, (left_right, False, False), rng)
 
     def check(self, index):
         self.dataset.size(index)

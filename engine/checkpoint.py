@@ -26,12 +26,14 @@ from engine import ROOT
 from utils import UserError, atomic_write
 
 
-HALF = {'sub': [0.5], 'div': [0.5]}
-PUBLISHED_NORM = {'inp': HALF, 'gt': HALF}
+# Normalizations: of the published configs, which checkpoints without `data_norm` were trained with; and none.
+PUBLISHED_NORM = {part: {'sub': [0.5], 'div': [0.5]} for part in ('inp', 'gt')}
+IDENTITY_NORM = {part: {'sub': [0.0], 'div': [1.0]} for part in ('inp', 'gt')}
 LEGACY_MAGIC = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # how torch.save began files before torch 1.6
 LAST, PREVIOUS = 'epoch-last.pth', 'epoch-last.prev.pth'
 SUMS = 'SHA256SUMS'
-WEIGHTS = os.path.join(ROOT, 'weights')  # the trained weights that come with the project, weights/<name>/model.pth
+WEIGHTS = os.path.join(ROOT, 'weights')  # trained weights, weights/<name>/model.pth
+PUBLISHED = 'published'  # the name there of the authors' weights, which do not come with the project
 
 
 # Writing.
@@ -65,16 +67,22 @@ def load_checkpoint(path):
 
 def load_model(path, device, ema=False):
     """The model of a checkpoint, ready to evaluate on `device`, and the normalization it expects:
-    (model, {inp, gt: {sub, div}}). ema: with the averaged weights. Raises UserError as `load_checkpoint`."""
+    (model, {inp, gt: {sub, div}}). path: as in `model_path`; ema: with the averaged weights. Raises UserError as
+    `load_checkpoint`."""
+    path = model_path(path)
     checkpoint = load_checkpoint(path)
-    spec = checkpoint['model']
-    if ema:
-        if not checkpoint.get('ema'):
-            raise UserError(f'checkpoint {path} holds no averaged weights (a config sets them by ema: 0.999): '
-                            f'leave --ema out')
-        spec = {**spec, 'sd': checkpoint['ema']}
+    spec = choose_weights(checkpoint, path, ema)
     model = build_model(spec, path).to(device, memory_format=torch.channels_last).eval()
     return model, checkpoint.get('data_norm') or PUBLISHED_NORM
+
+
+def choose_weights(checkpoint, path, ema=False):
+    """The spec {name, args, sd} of a checkpoint's model; ema: with its averaged weights. Raises UserError when it holds
+    none."""
+    if ema and not checkpoint.get('ema'):
+        raise UserError(f'checkpoint {path} holds no averaged weights (a config sets them by ema: 0.999): leave '
+                        f'--ema out')
+    return {**checkpoint['model'], 'sd': checkpoint['ema']} if ema else checkpoint['model']
 
 
 def read_file(path):
@@ -114,7 +122,7 @@ def parse_checkpoint(data, path):
 
 
 def check_sum(data, path):
-    """Compare with the file SHA256SUMS (the format of sha256sum) in the same folder, where there is one that names it."""
+    """Compare with SHA256SUMS (the format of sha256sum) in the same folder, if it exists and names the file."""
     folder, name = os.path.split(path)
     try:
         with open(os.path.join(folder, SUMS), encoding='utf-8') as f:
@@ -186,7 +194,7 @@ def check_norm(norm, path):
     def fits(part):
         return isinstance(part, dict) and all(
             isinstance(part.get(key), list) and len(part[key]) in (1, 3)
-            and all(isinstance(v, (int, float)) for v in part[key]) for key in HALF) and 0 not in part['div']
+            and all(isinstance(v, (int, float)) for v in part[key]) for key in ('sub', 'div')) and 0 not in part['div']
     if norm is not None and not (isinstance(norm, dict) and fits(norm.get('inp')) and fits(norm.get('gt'))):
         raise UserError(f'checkpoint {path}: its data_norm is not {{inp, gt: {{sub: [...], div: [...]}}}}; do not use '
                         f'it')
@@ -254,7 +262,19 @@ def find_resume(folder, say=print):
     return None
 
 
-# Which to use when none is named.
+# Which file a name means.
+
+def model_path(name, folder=WEIGHTS):
+    """weights/<name>/model.pth for the name of a folder there, such as 'published'; any other name is a path and stays.
+    Raises UserError when the published weights are not there yet."""
+    path = os.path.join(folder, name, 'model.pth')
+    if os.path.exists(name) or os.path.basename(name) != str(name):
+        return name
+    if name == PUBLISHED and not os.path.isfile(path):
+        raise UserError('the published weights are not here yet: get them with python scripts/prepare_data.py '
+                        'published-weights')
+    return path if os.path.isfile(path) else name
+
 
 def default_model(folder=WEIGHTS):
     """The checkpoint to use when none is named: that of the name in weights/default.txt, else the newest one. Raises

@@ -167,6 +167,27 @@ def keep_freed_memory():
         mallopt(M_TRIM_THRESHOLD, -1)  # ... and the heap never shrinks
 
 
+def reset_peak_memory(device):
+    """Have `peak_memory` count from here; on a CPU only under Linux, elsewhere it counts from the start."""
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == 'linux':
+        with contextlib.suppress(OSError), open('/proc/self/clear_refs', 'w') as f:
+            f.write('5')
+
+
+def peak_memory(device):
+    """Megabytes (2**20 bytes) at the peak: of what torch allocated on a GPU, of the whole process on a CPU; None where
+    the system does not tell."""
+    if device.type == 'cuda':
+        return round(torch.cuda.max_memory_allocated(device) / 2 ** 20, 1)
+    try:
+        with open('/proc/self/status') as f:
+            return next(round(int(line.split()[1]) / 1024, 1) for line in f if line.startswith('VmHWM'))
+    except (OSError, StopIteration):
+        return None
+
+
 def code_version():
     """The commit of this code, with -dirty when files differ from it; 'unknown' where git cannot tell."""
     try:

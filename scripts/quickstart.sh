@@ -19,7 +19,9 @@ else
 fi
 
 echo '== 4. Measuring and enlarging photographs it has not seen (out/quickstart)'
-"$PYTHON" scripts/quickstart_report.py --model save/_quickstart/epoch-last.pth --output out/quickstart
+"$PYTHON" test.py --suite samples --model bicubic LIIF=save/_quickstart/epoch-last.pth --output out/quickstart
+"$PYTHON" scripts/compare.py load/sample/valid/chelsea.png --model save/_quickstart/epoch-last.pth --scale 4 \
+  --output out/quickstart/chelsea_x4.png
 
 echo
 echo '== 5. A photograph three times as large, by the full-size weights that come with the project (weights/)'
@@ -28,7 +30,7 @@ echo '== 5. A photograph three times as large, by the full-size weights that com
 cat <<'END'
 
 Where things are:
-  out/quickstart             the pictures: the small model's beside bicubic, and coffee_x3.png
+  out/quickstart             PSNR of the small model and of bicubic (samples.md), chelsea_x4.png and coffee_x3.png
   weights                    the weights that demo.py uses when none are named
   load/sample                the photographs, with their licences
   configs/quickstart.yaml    what was trained here, commented

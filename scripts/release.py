@@ -20,7 +20,7 @@ from _path import ROOT
 from engine.checkpoint import LAST, SUMS, load_checkpoint, save_checkpoint
 from engine.training.run_folder import CONFIG, LOG
 from engine.runtime import Parser, run_program
-from utils import UserError, atomic_write
+from utils import UserError, atomic_write, replace_between
 
 MODEL, CARD, CURVE, RUN = 'model.pth', 'README.md', 'curve.png', 'run.json'
 MARKERS = '<!-- facts:start -->', '<!-- facts:end -->'
@@ -100,12 +100,9 @@ def facts(checkpoint, log, ema):
 def write_card(folder, known):
     text = '| | |\n|---|---|\n' + ''.join(f'| {key} | {value} |\n' for key, value in known.items())
     path = os.path.join(folder, CARD)
-    card = read(path) if os.path.exists(path) else f'# {os.path.basename(os.path.abspath(folder))}\n\n' + \
-        '\n'.join(MARKERS) + '\n'
-    start, end = (card.find(marker) for marker in MARKERS)
-    if not 0 <= start < end:
-        raise UserError(f'{path} has no lines {MARKERS[0]} and {MARKERS[1]}: add them where the facts belong')
-    write(folder, CARD, f'{card[:start]}{MARKERS[0]}\n{text}{card[end:]}')
+    if not os.path.exists(path):
+        write(folder, CARD, f'# {os.path.basename(os.path.abspath(folder))}\n\n' + '\n'.join(MARKERS) + '\n')
+    replace_between(path, text, MARKERS)
 
 
 def read(path):

@@ -6,7 +6,7 @@
     python scripts/reproduce.py --readme     # write the committed results into README.md
 
 Trains what is not trained yet (save/_<config name>, going on where a run stopped), measures what is not measured yet
-(out/tables) and prints the table beside the published figures. It may be interrupted and started again at any time.
+(out/tables) and prints the table with the published numbers. It may be interrupted and started again at any time.
 """
 import json
 import os
@@ -23,11 +23,11 @@ from _path import ROOT
 import numpy as np
 from PIL import Image
 
-from engine.evaluation import report
 from engine.checkpoint import LAST, load_checkpoint
 from engine.config import load_config
 from datasets.imresize import make_lr_folder
-from engine.evaluation.measure import Options, Outcome, run_suite
+from engine.evaluation import tables
+from engine.evaluation.runs import Options, Outcome, run_suite
 from engine.training.run_folder import folder_name
 from engine.runtime import Parser, run_program, select_device
 from engine.evaluation.suite import locate, read_suite
@@ -69,7 +69,7 @@ def main(argv=None):
     parser.add_argument('--plan', action='store_true', help='say what would be done, and do nothing')
     parser.add_argument('--smoke', action='store_true', help='on tiny data in a temporary folder; all tables if none')
     parser.add_argument('--readme', nargs='?', const=os.path.join(ROOT, 'README.md'), metavar='FILE',
-                        help='write the tables of the results below weights/ and benchmarks/results into it')
+                        help='write the tables of the results in weights/ and benchmarks/results into it')
     parser.add_argument('--gpu', help='as of train_liif.py: 0, or 0,1,2,3 to train on several, or cpu')
     parser.add_argument('--precision', choices=['float32', 'bf16', 'fp16'], help='of measuring')
     parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='override a key of trainings')
@@ -79,9 +79,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     if args.readme:
-        print(report.write_readme(args.readme))
+        print(tables.write_readme(args.readme))
         if os.path.abspath(args.readme) == os.path.join(ROOT, 'README.md'):
-            print(report.write_budget())
+            print(tables.write_budget())
         return
     numbers = args.tables or (list(TABLES) if args.smoke else [])
     if not numbers or not set(numbers) <= set(TABLES):
@@ -222,13 +222,13 @@ def make_table(number, rows, jobs, device, args):
                          Options(precision=args.precision), args.workers)
         for ours, more in zip(outcome, part):
             ours += [item for item in more if item not in ours]
-    title = report.paper()['tables'][number]
+    title = tables.paper()['tables'][number]
     print(f'\nTable {number}: {title["title"]}\n')
     if outcome.runs:
         os.makedirs(args.output, exist_ok=True)
-        print(report.write(args.output, f'table{number}', outcome, published=tuple(parts)))
+        print(tables.write_results(args.output, f'table{number}', outcome, published=tuple(parts)))
         print(f'\n{os.path.join(args.output, f"table{number}")}.md, .csv, .json')
-    problems = report.problem_lines(outcome.problems)
+    problems = tables.problem_lines(outcome.problems)
     if args.smoke or not outcome.runs:
         problems += [f'there is no {case.missing}' for case in outcome.missing]
     return [f'table {number}: {problem}' for problem in dict.fromkeys(problems)]

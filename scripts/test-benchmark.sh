@@ -1,47 +1,5 @@
 #!/usr/bin/env bash
-# PSNR of a model on Set5, Set14, B100 and Urban100 at x2, x3, x4, x6 and x8 (the paper's Table 2).
-#
+# PSNR on Set5, Set14, B100 and Urban100 at x2, x3, x4, x6 and x8 (paper, Table 2):
 #   bash scripts/test-benchmark.sh MODEL [GPU]
-#
-# GPU: a number, or cpu; the first GPU there is when absent. A set whose folders are missing is skipped by name.
-# $PYTHON chooses the interpreter; otherwise .venv is used when there is one.
-set -euo pipefail
-
-if [ $# -lt 1 ] || [ $# -gt 2 ]; then
-    echo "usage: bash scripts/test-benchmark.sh MODEL [GPU]" >&2
-    exit 2
-fi
-here=$PWD
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-cd "$root"  # the configs name their folders from here
-case $1 in /*) model=$1 ;; *) model=$here/$1 ;; esac
-if [ ! -f "$model" ]; then
-    echo "error: $1 is not a file; give the checkpoint to measure, such as save/_NAME/epoch-last.pth" >&2
-    exit 2
-fi
-gpu=()
-if [ $# -eq 2 ]; then gpu=(--gpu "$2"); fi
-python=${PYTHON:-python3}
-if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
-
-measured=0
-for set in set5 set14 b100 urban100; do
-    for scale in 2 3 4 6 8; do
-        config=configs/test/test-$set-$scale.yaml
-        missing=
-        while read -r folder; do
-            if [ ! -d "$folder" ]; then missing=$folder; fi
-        done < <(sed -n 's/^ *root_path[_12]*: *//p' "$config")
-        if [ -n "$missing" ]; then
-            echo "== $set x$scale: skipped, there is no $missing"
-            continue
-        fi
-        echo "== $set x$scale"
-        "$python" test.py --config "$config" --model "$model" ${gpu[@]+"${gpu[@]}"}
-        measured=$((measured + 1))
-    done
-done
-if [ "$measured" -eq 0 ]; then
-    echo "error: no benchmark set is there; get them with: python scripts/prepare_data.py benchmark" >&2
-    exit 2
-fi
+root=$(dirname "$0")/.. && PATH=$root/.venv/bin:$PATH
+exec "${PYTHON:-python3}" "$root/test.py" --suite benchmark --data "$root/load" --model ${1:+"$1"} ${2:+--gpu "$2"}

@@ -1,13 +1,58 @@
-"""Evaluation: PSNR of a model over a data set, by the rules of the paper's tables."""
+"""The measuring loop: PSNR of a model over a data set, by the rules of the paper's tables.
+
+`measure` is the loop. Validation during training, `eval_psnr`, `test.py --config` and suites all iterate over it.
+"""
+import functools
 import math
+import os
+import time
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from datasets.batch import unpack
-from engine.runtime import model_device
+from engine.runtime import autocast, model_device
 from models import decodes_grids
 from utils import Averager, UserError, calc_psnr, denormalize, make_coord, normalize
+
+
+class Measured(NamedTuple):
+    """A batch and how well it was predicted.
+
+    names: file names of its images, or ''; batch: what the loader gave, with inp, coord, cell and gt as `unpack` gives
+    them; pred: RGB in [0, 1], (B, Q, 3) or (B, 3, H, W); psnr: in dB, the squared error pooled over the batch;
+    seconds: from the batch on the host to its PSNR.
+    """
+    names: str
+    batch: dict
+    pred: torch.Tensor
+    psnr: float
+    seconds: float
+
+    @property
+    def count(self):
+        return len(self.batch['inp'])
+
+
+def measure(loader, predict, device, eval_type=None):
+    """Yield a Measured for each batch of a loader.
+
+    predict: batch, as `unpack` gives it -> RGB in [0, 1], (B, Q, 3) or (B, 3, H, W); eval_type: None (all pixels, RGB),
+    'div2k-N' or 'benchmark-N'. Raises UserError, naming the images, for a batch that cannot be measured.
+    """
+    dataset, scale = parse_eval_type(eval_type)
+    for batch in loader:
+        started, names = time.perf_counter(), image_names(loader, batch)
+        try:
+            batch = {**batch, **unpack(batch, device)}
+            pred, gt = predict(batch), batch['gt']
+            if dataset is not None or pred.dim() == 4:
+                pred, gt = (to_images(rgb, image_size(batch)) for rgb in (pred, gt))  # (B, 3, H, W), to be shaved
+            psnr = calc_psnr(pred, gt, dataset, scale).item()
+        except UserError as error:
+            raise UserError(f'{names}: {error}' if names else str(error)) from None
+        yield Measured(names, batch, pred, psnr, time.perf_counter() - started)
 
 
 def parse_eval_type(eval_type):
@@ -20,8 +65,68 @@ def parse_eval_type(eval_type):
     except ValueError:
         scale = math.nan
     if name not in ('div2k', 'benchmark') or not 0 < scale < math.inf:
-        raise UserError(f'eval_type: found {eval_type!r}, wanted div2k-N, benchmark-N (N the scale) or none at all')
-    return name, math.ceil(scale)  # pixels are shaved whole
+        raise UserError(f'eval_type: found {eval_type!r}, expected div2k-N or benchmark-N with the scale N, or none')
+    return name, math.ceil(scale)  # whole pixels are shaved
+
+
+def image_size(batch):
+    """(H, W) of the image whose pixels the queries are. Loaders that do not say get the published rule: one scale
+    for both axes, from the number of pixels."""
+    if batch.get('size') is not None:
+        return batch['size'][0].tolist()
+    h, w = batch['inp'].shape[-2:]
+    scale = math.sqrt(batch['coord'].shape[1] / (h * w))
+    return round(h * scale), round(w * scale)
+
+
+def to_images(rgb, size):
+    """(B, H * W, 3) -> (B, 3, H, W); images stay as they are."""
+    return rgb if rgb.dim() == 4 else rgb.view(len(rgb), *size, -1).permute(0, 3, 1, 2)
+
+
+def image_names(loader, batch):
+    """File names of a batch's images, comma-separated; '' for a loader that is not ours."""
+    wrapper = getattr(getattr(loader, 'dataset', None), 'wrapper', None)
+    if wrapper is None or 'index' not in batch:
+        return ''
+    paths = (wrapper.path(i) if hasattr(wrapper, 'path') else str(i) for i in batch['index'].tolist())
+    return ', '.join(os.path.basename(path if isinstance(path, str) else path[-1]) for path in paths)
+
+
+# Prediction.
+
+@torch.no_grad()
+def predict_rgb(model, batch, data_norm=None, eval_bsize=None, precision=None, cell_clip=None):
+    """RGB (B, Q, 3) in [0, 1], not rounded to 8 bits, of a batch as `unpack` gives it.
+
+    data_norm: {inp, gt: {sub, div}}, None for none; eval_bsize: queries decoded at a time, None: chosen automatically;
+    precision: as in `autocast`; cell_clip: the scale beyond which the decoder sees the cell of that scale (LTE's
+    protocol), None for no limit.
+    """
+    norm = data_norm or {}
+    inp = normalize(batch['inp'], norm.get('inp'), 1).contiguous(memory_format=torch.channels_last)  # (B, 3, h, w)
+    if cell_clip is not None:
+        smallest = 2 / (cell_clip * batch['cell'].new_tensor(inp.shape[-2:]))  # (2,)
+        batch = {**batch, 'cell': torch.maximum(batch['cell'], smallest)}
+    with autocast(inp.device, precision):
+        rgb = predict(model, inp, batch, eval_bsize)
+    return denormalize(rgb.float(), norm.get('gt'), -1).clamp_(0, 1)
+
+
+def predict(model, inp, batch, eval_bsize=None):
+    """RGB (B, Q, 3), normalized, of inp (B, 3, h, w), normalized. batch: coord may be None: all pixels of `size`."""
+    coord, cell = batch['coord'], batch['cell']
+    if coord is None:
+        h, w = batch['size'][0].tolist()
+        if decodes_grids(model):
+            y, x = (make_coord((n,), device=inp.device).view(-1) for n in (h, w))
+            rgb = model.decode_grid(model.encode(inp), y, x, cell[0, 0], chunk=eval_bsize)  # (B, 3, H, W)
+            return rgb.flatten(2).transpose(1, 2)  # (B, H * W, 3)
+        coord = make_coord((h, w), device=inp.device).expand(len(inp), h * w, 2)
+    cell = cell.expand_as(coord)
+    if eval_bsize is None:
+        return model(inp, coord, cell)
+    return batched_predict(model, inp, coord, cell, eval_bsize)
 
 
 def batched_predict(model, inp, coord, cell, bsize):
@@ -35,63 +140,26 @@ def batched_predict(model, inp, coord, cell, bsize):
         return torch.cat(parts, dim=1)  # (B, Q, 3)
 
 
-def predict(model, inp, batch, eval_bsize=None):
-    """RGB (B, Q, 3), normalized, for a batch whose `coord` may be None: all the pixels of an image of `size`."""
-    coord, cell = batch['coord'], batch['cell']
-    with torch.no_grad():
-        if coord is None:
-            h, w = batch['size'][0].tolist()
-            if decodes_grids(model):
-                y, x = (make_coord((n,), device=inp.device).view(-1) for n in (h, w))
-                rgb = model.decode_grid(model.encode(inp), y, x, cell[0, 0], chunk=eval_bsize)  # (B, 3, H, W)
-                return rgb.flatten(2).transpose(1, 2)  # (B, Q, 3)
-            coord = make_coord((h, w), device=inp.device).expand(len(inp), h * w, 2)
-        cell = cell.expand_as(coord)
-        if eval_bsize is None:
-            return model(inp, coord, cell)
-        return batched_predict(model, inp, coord, cell, eval_bsize)
-
-
-def batch_psnr(model, batch, data_norm=None, eval_type=None, eval_bsize=None):
-    """Predict a batch (as `unpack` gives it) and compare: (PSNR in dB, pooled over the batch; the prediction).
-
-    The prediction is de-normalized and clamped to [0, 1], not rounded to 8 bits: (B, Q, 3), or images (B, 3, H, W)
-    when an eval_type is given, since shaving needs them.
-    """
-    data_norm = data_norm or {}
-    dataset, scale = parse_eval_type(eval_type)
-    inp = normalize(batch['inp'], data_norm.get('inp'), 1).contiguous(memory_format=torch.channels_last)
-    pred = predict(model, inp, batch, eval_bsize).float()
-    pred = denormalize(pred, data_norm.get('gt'), -1).clamp_(0, 1)  # (B, Q, 3)
-    gt = batch['gt']
-    if dataset is not None:
-        h, w = image_size(batch)
-        pred, gt = (v.view(len(v), h, w, -1).permute(0, 3, 1, 2) for v in (pred, gt))  # (B, 3, H, W)
-    return calc_psnr(pred, gt, dataset, scale).item(), pred
-
-
-def image_size(batch):
-    """(H, W) of the image whose pixels the queries are. Loaders that do not say get the published rule: one scale
-    for both axes, from the number of pixels."""
-    if batch.get('size') is not None:
-        return batch['size'][0].tolist()
-    h, w = batch['inp'].shape[-2:]
-    scale = math.sqrt(batch['coord'].shape[1] / (h * w))
-    return round(h * scale), round(w * scale)
-
-
 def eval_psnr(loader, model, data_norm=None, eval_type=None, eval_bsize=None, verbose=False):
     """Mean PSNR in dB over a loader: each batch pools its squared error, batches are averaged by their size.
 
-    data_norm: {inp, gt: {sub, div}}, identity when None; eval_type: None, 'div2k-N' or 'benchmark-N';
-    eval_bsize: queries decoded at a time, None for as many as pay; verbose: a progress bar with the running mean.
+    data_norm: {inp, gt: {sub, div}}, None for none; eval_type: None, 'div2k-N' or 'benchmark-N'; eval_bsize: queries
+    decoded at a time, None to choose automatically; verbose: show a progress bar with the running mean.
     """
     model.eval()
-    device = model_device(model)
+    predict_batch = functools.partial(predict_rgb, model, data_norm=data_norm, eval_bsize=eval_bsize)
+    total = len(loader) if hasattr(loader, '__len__') else None
+    measured = measure(loader, predict_batch, model_device(model), eval_type)
+    progress = tqdm(measured, desc='val', total=total, leave=False, disable=not verbose)
     mean = Averager()
-    progress = tqdm(loader, desc='val', leave=False, disable=not verbose)
-    for batch in progress:
-        psnr, _ = batch_psnr(model, unpack(batch, device), data_norm, eval_type, eval_bsize)
-        mean.add(psnr, len(batch['inp']))
+    for part in progress:
+        mean.add(part.psnr, part.count)
         progress.set_description(f'val {mean.item():.4f}')
     return mean.item()
+
+
+def batch_psnr(model, batch, data_norm=None, eval_type=None, eval_bsize=None):
+    """(PSNR in dB of a batch, its prediction). For callers that do not use `measure` yet."""
+    part = next(measure([batch], lambda batch: predict_rgb(model, batch, data_norm, eval_bsize), model_device(model),
+                        eval_type))
+    return part.psnr, part.pred

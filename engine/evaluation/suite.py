@@ -1,4 +1,4 @@
-"""What a suite measures: configs/suites/*.yaml, or a file like these, as cases, each a complete test config."""
+"""Suites, configs/suites/*.yaml or files like them, as lists of cases; each case is a complete test config."""
 import os
 import re
 from typing import NamedTuple, Optional
@@ -21,7 +21,8 @@ METRICS = ('benchmark', 'div2k', 'rgb')
 
 class Case(NamedTuple):
     """A data set at a scale. scale: its name, such as '2', '2x3.5' or '64-128'; config: as `load_config` gives it;
-    dataset: the spec of its images, as the config has it or moved by --data; missing: what of it is not there."""
+    dataset: the spec of its images, the config's or moved by --data; missing: the first of its paths that does not
+    exist, or None."""
     data: str
     scale: str
     config: dict
@@ -50,7 +51,7 @@ def scale_label(scale):
 
 
 def canonical_scale(text):
-    """'2.0' -> '2', '2,3.5' -> '2x3.5' (vertical, horizontal); '64-128' stays. UserError for what is no scale."""
+    """'2.0' -> '2', '2,3.5' -> '2x3.5' (vertical, horizontal); '64-128' stays. Raises UserError for other text."""
     text = str(text).strip()
     if re.fullmatch(r'[1-9]\d{0,4}-[1-9]\d{0,4}', text):
         return text
@@ -64,8 +65,8 @@ def suite_names():
 def read_suite(name, scales=None, data_root=None):
     """The cases of a suite, a name in configs/suites or the path of a YAML file.
 
-    scales: only these, also ones the suite does not list, whose low-resolution images are made from HR by the rule of
-    docs/lr-kernels.md; data_root: where the folders below ./load are instead. Raises UserError for mistakes in it.
+    scales: only these; for scales that the suite does not list, low-resolution images are made from HR by the rule of
+    docs/lr-kernels.md; data_root: the folder to use instead of ./load. Raises UserError for mistakes in the suite.
     """
     path, where = os.path.join(SUITES, f'{name}.yaml'), f'suite {name}'
     if name not in suite_names():
@@ -76,8 +77,8 @@ def read_suite(name, scales=None, data_root=None):
     suite = read_yaml(path)
     if set(suite) not in ({'tests'}, {'suites'}) or not isinstance(next(iter(suite.values())), list) \
             or not all(suite.values()):
-        raise UserError(f'{where}: found the keys {", ".join(suite) or "none"}, wanted either tests: [...] or suites: '
-                        f'[...]; configs/suites has examples')
+        raise UserError(f'{where}: found the keys {", ".join(suite) or "none"}, expected either tests: [...] or '
+                        f'suites: [...]; configs/suites has examples')
     wanted = None if scales is None else [canonical_scale(scale) for scale in scales]
     tests = suite.get('tests')
     if tests is None:
@@ -93,14 +94,14 @@ def read_suite(name, scales=None, data_root=None):
 
 def read_test(test, where, wanted, data_root):
     """The cases of one entry of a suite."""
-    split = {'split_file', 'split_key'}
-    keys = ({'data', 'scales', 'config'}, {'data', 'scales', 'hr', 'metric'}, {'data', 'scales', 'hr', 'metric', *split})
+    keys = ({'data', 'scales', 'config'}, {'data', 'scales', 'hr', 'metric'},
+            {'data', 'scales', 'hr', 'metric', 'split_file', 'split_key'})
     if not isinstance(test, dict) or set(test) not in keys or not isinstance(test['scales'], list) \
             or not test['scales'] or not all(isinstance(test[k], str) for k in test if k != 'scales') \
             or test.get('metric', 'rgb') not in METRICS:
-        raise UserError(f'{where}: found {str(test)[:80]}, wanted data, scales: [...], and either config: a path with '
-                        f'{{scale}}, or hr: a folder and metric: {", ".join(METRICS)}, of which split_file and split_key '
-                        f'may name a part')
+        raise UserError(f'{where}: found {str(test)[:80]}, expected data, scales: [...], and either config: a path '
+                        f'with {{scale}}, or hr: a folder and metric: {", ".join(METRICS)}, of which split_file and '
+                        f'split_key may name a part')
     listed = [canonical_scale(scale) for scale in test['scales']]
     tasks = any('-' in scale for scale in listed)
     for scale in listed if wanted is None else wanted:
@@ -141,8 +142,8 @@ def hr_config(folder, scale, metric, data_norm):
 
 
 def locate(dataset, data_root=None):
-    """A dataset's spec with what lies below ./load moved to `data_root`; and the first of its paths that is not there,
-    or None."""
+    """(The spec of a dataset with its paths in ./load moved to `data_root`, the first of them that does not exist or
+    None)."""
     args, missing = dict(dataset['args']), None
     for key, value in args.items():
         if key in ('root_path', 'root_path_1', 'root_path_2', 'split_file') and isinstance(value, str):
@@ -168,7 +169,7 @@ class FromHR(Wrapper):
         except UserError as error:
             raise UserError(f'{self.path(index)}: {error}') from None
         hr = np.ascontiguousarray(hr[:rows, :columns])
-        return self._item(imresize(hr, small), hr, (False,) * 3, rng)
+        return self.make_item(imresize(hr, small), hr, (False,) * 3, rng)
 
 
 def open_data(config, dataset=None):

@@ -58,9 +58,8 @@ class Renderer:
         self.memory = self.memory or default_memory(self.device)
         if self.tile is not None and self.tile < 1:
             raise UserError(f'tile: found {self.tile}, expected at least 1 pixel')
-        if self.tile is not None and getattr(self.model, 'halo', None) is None:
-            raise UserError('this model looks at the whole image, so it cannot be rendered in tiles exactly; '
-                            'leave the tile size out')
+        if self.tile is not None:
+            check_tiles(self.model)
 
     def open(self, img):
         """A Scene of an image; it is encoded when it is first rendered, or by `Scene.encode`.
@@ -76,6 +75,19 @@ class Renderer:
         if img.dim() != 3 or img.shape[0] != 3 or 0 in img.shape:
             raise UserError(f'an image to render is (3, height, width), found {tuple(img.shape)}')
         return Scene(self, img, TURNS[1:] if self.self_ensemble else ())
+
+
+def check_tiles(model):
+    """UserError for a model that cannot be encoded in tiles exactly."""
+    name = type(model).__name__
+    if not decodes_grids(model):
+        raise UserError(f'{name} has its own gen_feat, query_rgb or forward, which take the whole image: leave out the '
+                        f'tile size')
+    if getattr(model, 'halo', None) is None:
+        encoder = type(getattr(model, 'encoder', model)).__name__
+        raise UserError(f'{name} cannot be encoded in tiles exactly, because its encoder, {encoder}, changes the size, '
+                        f'sees the whole image or does not say how far it sees (receptive_radius): leave out the tile '
+                        f'size')
 
 
 class Scene:

@@ -6,8 +6,6 @@ import json
 import math
 import os
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -20,7 +18,7 @@ import models
 from datasets.batch import unpack
 from datasets.loader import make_loader
 from engine.config import load_config, read_yaml
-from engine.evaluation.evaluate import batch_psnr
+from engine.evaluation.evaluate import eval_psnr
 from engine.schema import KINDS, REGISTRIES, REQUIRED, generated, keys_of, parameters_of
 from engine.optim import make_optimizer
 from tests.common import ROOT
@@ -215,35 +213,10 @@ def test_test_config_runs(name, load):
     config = load_config(config_path(name), small(name, load), kind='test')
     images = datasets.make(config['test_dataset']['dataset'])
     wrapper = datasets.make(config['test_dataset']['wrapper'], args={'dataset': images})
-    batch = next(iter(make_loader(wrapper, 1, config['seed'], train=False, num_workers=0)))
-    psnr, _ = batch_psnr(models.make({'name': 'bicubic'}), unpack(batch, torch.device('cpu')), config['data_norm'],
-                         config['eval_type'], config['eval_bsize'])
+    loader = make_loader(wrapper, 1, config['seed'], train=False, num_workers=0)
+    psnr = eval_psnr(loader, models.make({'name': 'bicubic'}), config['data_norm'], config['eval_type'],
+                     config['eval_bsize'])
     assert 3 < psnr < 80
-
-
-@pytest.mark.parametrize('script, there, lines', [
-    ('test-benchmark.sh', ['benchmark/B100/HR', 'benchmark/B100/LR_bicubic/X3'], ['b100 x3', 'b100 x6', 'b100 x8']),
-    ('test-div2k.sh', ['div2k/DIV2K_valid_HR'], [f'div2k x{n}' for n in (6, 12, 18, 24, 30)]),
-    ('test-div2k.sh', [], []),
-])
-def test_suites_measure_what_is_there_and_name_the_rest(tmp_path, script, there, lines):
-    for folder in ('configs/test', 'scripts'):
-        shutil.copytree(os.path.join(ROOT, folder), tmp_path / folder)
-    for folder in there:
-        (tmp_path / 'load' / folder).mkdir(parents=True)
-    (tmp_path / 'a model.pth').touch()
-    python = tmp_path / 'python'  # stands for the interpreter: shows how it is called
-    python.write_text('#!/bin/sh\nprintf "<%s> " "$@"\necho\n')
-    python.chmod(0o755)
-    out = subprocess.run(['bash', f'scripts/{script}', 'a model.pth', 'cpu'], cwd=tmp_path, capture_output=True,
-                         text=True, env={**os.environ, 'PYTHON': str(python)})
-    assert out.returncode == (0 if lines else 2), out.stderr
-    calls = [f'<test.py> <--config> <configs/test/test-{line.replace(" x", "-")}.yaml> <--model> '
-             f'<{tmp_path}/a model.pth> <--gpu> <cpu> ' for line in lines]
-    assert [line for line in out.stdout.splitlines() if not line.startswith('==')] == calls
-    assert re.findall(r'== (\w+ x\d+)$', out.stdout, re.MULTILINE) == lines
-    count = 20 if script == 'test-benchmark.sh' else 8
-    assert len(re.findall(r'== .*: skipped, there is no \./load/', out.stdout)) == count - len(lines)
 
 
 # The schema.

@@ -12,17 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
-import engine.evaluation.measure
+import engine.evaluation.runs
 import models
 from datasets.image_folder import ImageFolder
 from datasets.imresize import imresize
 from datasets.loader import make_loader
 from engine.checkpoint import PUBLISHED_NORM, save_checkpoint
 from engine.config import load_config
-from engine.evaluation import report
+from engine.evaluation import tables
 from engine.evaluation.evaluate import eval_psnr
-from engine.evaluation.measure import Options, mean_of, open_model, run_suite, split_label
 from engine.evaluation.metrics import calc_ssim
+from engine.evaluation.runs import Options, open_model, run_suite, split_label
 from engine.evaluation.suite import FromHR, canonical_scale, open_data, read_suite, suite_names
 from engine.rendering.renderer import Renderer
 from scripts.reproduce import TABLES, write_tiny_data
@@ -30,7 +30,7 @@ from tests.common import ROOT, fill_model, small_spec
 from utils import UserError, calc_psnr
 
 
-REAL = os.path.join(os.environ.get('LIIF_DATA', os.path.join(ROOT, '..', 'shared', 'data')))
+REAL = os.environ.get('LIIF_DATA', os.path.join(ROOT, 'load'))
 CPU = torch.device('cpu')
 
 
@@ -45,7 +45,8 @@ def load(tmp_path_factory):
 def save_model(path, spec=None, **more):
     spec = spec or small_spec()
     model = fill_model(models.make(spec))
-    save_checkpoint(path, {'model': {**spec, 'sd': model.state_dict()}, 'epoch': 2, 'data_norm': PUBLISHED_NORM, **more})
+    save_checkpoint(path, {'model': {**spec, 'sd': model.state_dict()}, 'epoch': 2, 'data_norm': PUBLISHED_NORM,
+                           **more})
     return str(path)
 
 
@@ -81,7 +82,7 @@ def test_suites_of_the_paper():
     scales = [float(scale) for _, scale in found['continuous']]
     assert scales == sorted(scales) and scales[0] < 1.5 and scales[-1] == 30
     for table in '1234':  # every figure of the paper has a case
-        published = report.paper()['tables'][table]
+        published = tables.paper()['tables'][table]
         assert {(data, scale) for data in published['data'] for scale in published['scales']} \
             <= set(found[TABLES[table][0]])
 
@@ -115,7 +116,6 @@ def test_suite_config_and_eval_psnr_agree(suite, scale, config, model, load, tmp
     loader = make_loader(open_data(case.config, case.dataset), 1, seed=0, train=False, num_workers=0)
     assert eval_psnr(loader, candidate.model, case.config['data_norm'], case.config['eval_type'], 30000) == run['psnr']
     assert run['psnr'] == pytest.approx(np.mean([row['psnr'] for row in run['per_image']]), abs=1e-12)
-    assert 5 < run['psnr'] < 40
 
 
 def test_scales_from_hr_follow_the_rule(tmp_path):
@@ -148,6 +148,65 @@ def test_anisotropic_scale_shaves_the_larger(load, tmp_path):
     assert run['psnr'] == pytest.approx(calc_psnr(pred[None], gt[None], 'benchmark', 4).item(), abs=1e-4)
 
 
+def test_cell_clip_is_ltes(model, load, tmp_path):
+    """Beyond the clip the decoder sees the cell of the clip: the cell times scale / clip, along each axis."""
+    for scale, factor in (('8', 2.0), ('2', 1.0)):
+        case, = (case for case in read_suite('benchmark', [scale], load) if case.data == 'Set14')
+        data, candidate = open_data(case.config, case.dataset), open_model(model, CPU)
+        loader = make_loader(data, 1, seed=0, train=False, num_workers=0)
+
+        class Scaled(torch.nn.Module):
+            gen_feat = staticmethod(candidate.model.gen_feat)
+
+            def query_rgb(self, coord, cell):
+                return candidate.model.query_rgb(coord, cell * factor)
+
+        expected = eval_psnr(loader, Scaled(), PUBLISHED_NORM, case.config['eval_type'], 500)
+        plain, clipped, tiled = (run_suite([case], [model], CPU, str(tmp_path), options).runs[0]['psnr'] for options in
+                                 (Options(), Options(cell_clip=4), Options(cell_clip=4, tile=16)))
+        assert clipped == pytest.approx(expected, abs=1e-4) and tiled == pytest.approx(expected, abs=1e-4)
+        assert (clipped == plain) == (scale == '2')
+
+
+def test_a_batch_that_cannot_be_measured_names_its_image(model, load):
+    case = next(case for case in read_suite('benchmark', ['2'], load) if case.data == 'Set5')
+    loader = make_loader(open_data(case.config, case.dataset), 1, seed=0, train=False, num_workers=0)
+    with pytest.raises(UserError, match='^0000.png: nothing is left of an image'):
+        eval_psnr(loader, open_model(model, CPU).model, PUBLISHED_NORM, 'benchmark-40')
+
+
+@pytest.mark.parametrize('name', ['benchmark', 'div2k'])
+def test_scripts_of_the_suites(name, tmp_path):
+    python = tmp_path / 'python'  # stands for the interpreter and shows how it is called
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+
+    def arguments(*given):
+        out = subprocess.run(['bash', os.path.join(ROOT, 'scripts', f'test-{name}.sh'), *given], cwd=tmp_path,
+                             capture_output=True, text=True, env={**os.environ, 'PYTHON': str(python)}, check=True)
+        test, suite, part, data, load, *rest = out.stdout.splitlines()
+        assert os.path.samefile(test, os.path.join(ROOT, 'test.py')) and (suite, part) == ('--suite', name)
+        assert data == '--data' and os.path.realpath(load) == os.path.realpath(os.path.join(ROOT, 'load'))
+        return rest
+
+    assert arguments('a model.pth') == ['--model', 'a model.pth']
+    assert arguments('a model.pth', 'cpu') == ['--model', 'a model.pth', '--gpu', 'cpu']
+    assert arguments() == ['--model']  # test.py says what is missing
+
+
+def test_tile_says_why_a_model_takes_whole_images():
+    class Own(type(models.make(small_spec()))):
+        def gen_feat(self, inp):
+            return super().gen_feat(inp)
+
+    own = Own(**small_spec()['args'])
+    for model, words in ((own, 'Own has its own gen_feat, query_rgb or forward'),
+                         (models.make({'name': 'bicubic'}), 'leave out the tile size')):
+        with pytest.raises(UserError, match=words):
+            Renderer(model, tile=32)
+        Renderer(model)
+
+
 def test_options_reach_the_figures(model, load, tmp_path):
     cases = read_suite('div2k', ['4'], load)
     case, candidate = cases[0], open_model(model, CPU)
@@ -172,11 +231,14 @@ def test_options_reach_the_figures(model, load, tmp_path):
 
 
 @pytest.mark.skipif(not os.path.isdir(os.path.join(REAL, 'benchmark', 'Set5')),
-                    reason='no photographs: put benchmark/Set5 below $LIIF_DATA')
+                    reason='no photographs: put benchmark/Set5 into $LIIF_DATA')
 def test_bicubic_on_set5(tmp_path):
     cases = [case for case in read_suite('benchmark', ['2', '3', '4'], REAL) if case.data == 'Set5']
     outcome = run_suite(cases, ['bicubic'], CPU, str(tmp_path))
-    assert [run['psnr'] for run in outcome.runs] == pytest.approx([33.66, 30.39, 28.42], abs=0.05)
+    with open(os.path.join(ROOT, 'benchmarks', 'results', 'lr_kernels.json')) as f:
+        kept = [row['psnr']['bicubic']['matlab'] for row in json.load(f)['rows'] if row['set'] == 'Set5']
+    assert [run['psnr'] for run in outcome.runs] == pytest.approx(kept, abs=1e-4)
+    assert kept == pytest.approx([33.66, 30.39, 28.42], abs=0.025)  # published
     hr = [read_suite('benchmark', [scale], REAL)[0].config['test_dataset']['dataset']['args'] for scale in '234']
     suite = write_suite(tmp_path / 's.yaml', {'data': 'Set5', 'metric': 'benchmark', 'scales': [3],
                                               'hr': hr[0]['root_path_2']})
@@ -190,7 +252,7 @@ def test_goes_on_where_it_stopped(model, load, tmp_path, monkeypatch):
     data = str(tmp_path / 'load')
     shutil.copytree(load, data)
     suite, output = write_suite(tmp_path / 's.yaml', set5([2, 4, 6])), str(tmp_path / 'out')
-    real, calls = engine.evaluation.measure.measure, []
+    real, calls = engine.evaluation.runs.measure_case, []
 
     def stopping(candidate, config, *args):
         calls.append(config['eval_type'])
@@ -198,7 +260,7 @@ def test_goes_on_where_it_stopped(model, load, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(candidate, config, *args)
 
-    monkeypatch.setattr(engine.evaluation.measure, 'measure', stopping)
+    monkeypatch.setattr(engine.evaluation.runs, 'measure_case', stopping)
     with pytest.raises(KeyboardInterrupt):
         run_suite(read_suite(suite, None, data), [model], CPU, output)
     kept = {name: os.stat(os.path.join(output, 'runs', name)).st_mtime_ns for name in os.listdir(f'{output}/runs')}
@@ -223,7 +285,7 @@ def test_goes_on_where_it_stopped(model, load, tmp_path, monkeypatch):
 def test_files_of_a_suite(model, load, tmp_path):
     outcome = run_suite(read_suite('benchmark', ['3'], load), [f'mine={model}', 'bicubic'], CPU, str(tmp_path),
                         Options(ssim=True))
-    text = report.write(str(tmp_path), 'benchmark', outcome)
+    text = tables.write_results(str(tmp_path), 'benchmark', outcome)
     assert (tmp_path / 'benchmark.md').read_text() == text + '\n'
     with open(tmp_path / 'benchmark.csv') as f:
         rows = list(csv.DictReader(f))
@@ -235,23 +297,27 @@ def test_files_of_a_suite(model, load, tmp_path):
         assert float(row['psnr']) == run['psnr'] and float(row['ssim']) == run['ssim'] and float(row['seconds']) > 0
         assert f'{run["psnr"]:.2f}' in text and f'{run["ssim"]:.4f}' in text
     one = runs[0]
-    assert len(one['model']['sha256']) == 64 and one['model']['parameters'] > 1000
+    assert len(one['model']['sha256']) == 64 and one['images'] == 1
+    assert one['model']['parameters'] == sum(p.numel() for p in models.make(small_spec()).parameters())
     assert one['versions']['torch'] == torch.__version__ and one['device'].startswith('cpu')
     assert one['seconds'] > 0 and (sys.platform != 'linux' or one['peak_memory_mb'] > 50)
     assert one['config']['eval_type'] == 'benchmark-3' and 'per_image' not in one and one['published'] is None
-    bicubic = next(run for run in runs if (run['model']['label'], run['data']) == ('bicubic', 'Set5'))
-    assert bicubic['published'] == {'row': 'Bicubic', 'psnr': 30.39, 'difference': bicubic['psnr'] - 30.39}
+    bicubic = next(run for run in outcome.runs if (run['model']['label'], run['data']) == ('bicubic', 'Set5'))
+    assert tables.summary(bicubic)['published'] is None  # one image, not five
+    assert tables.summary({**bicubic, 'images': 5})['published'] == {
+        'row': 'Bicubic', 'psnr': 30.39, 'difference': bicubic['psnr'] - 30.39}
 
 
 def test_infinite_psnr_is_kept_as_strict_json(tmp_path):
     os.makedirs(tmp_path / 'HR')
     Image.new('RGB', (40, 40), 'black').save(tmp_path / 'HR' / 'black.png')
-    suite = write_suite(tmp_path / 's.yaml', {'data': 'flat', 'hr': str(tmp_path / 'HR'), 'metric': 'rgb', 'scales': [1]})
+    suite = write_suite(tmp_path / 's.yaml', {'data': 'flat', 'hr': str(tmp_path / 'HR'), 'metric': 'rgb',
+                                              'scales': [1]})
     outcomes = [run_suite(read_suite(suite), ['nearest'], CPU, str(tmp_path)) for _ in range(2)]
     name, = os.listdir(tmp_path / 'runs')
     json.loads((tmp_path / 'runs' / name).read_text(), parse_constant=pytest.fail)
     assert all(math.isinf(float(outcome.runs[0]['psnr'])) for outcome in outcomes)
-    assert '| inf ' in report.write(str(tmp_path), 's', outcomes[1])
+    assert '| inf ' in tables.write_results(str(tmp_path), 's', outcomes[1])
 
 
 def test_a_part_of_a_folder(tmp_path):
@@ -287,7 +353,7 @@ def test_mistakes_cost_only_what_they_concern(load, tmp_path):
     failed = [line for line in out.stderr.splitlines() if line.startswith('failed: ')]
     # Set14 x2 and B100 cost every working model one line each, and a model of another kind one line in all.
     for words in (('good: Set14 x2: ', '0000.png', '60x48'), ('good: B100 x8: ', '0000.png', '8 pixels'),
-                  ('norm: Set5 x2', 'norm.pth', '0.4', 'data_norm'), ('grey: ', 'gives 1 channels', 'wanted 3'),
+                  ('norm: Set5 x2', 'norm.pth', '0.4', 'data_norm'), ('grey: ', 'gives 1 channels', 'expected 3'),
                   ('none: ', 'does not exist')):
         assert sum(all(word in line for word in words) for line in failed) == 1, (words, failed)
     assert out.stderr.splitlines()[-1].startswith('error: ')
@@ -347,7 +413,8 @@ def test_pooled_psnr_is_named(model, load, tmp_path):
     one, = run_suite(read_suite('div2k', ['2'], load), [model], CPU, str(tmp_path)).runs
     pooled = -10 * math.log10(np.mean([10 ** (-row['psnr'] / 10) for row in one['per_image']]))
     assert outcome.runs[0]['psnr'] == pytest.approx(pooled, abs=1e-4) and len(outcome.runs[0]['per_image']) == 1
-    assert 'DIV2K: the squared error is pooled over batches of 2 images' in report.write(str(tmp_path), 's', outcome)
+    text = tables.write_results(str(tmp_path), 's', outcome)
+    assert 'DIV2K: the squared error is pooled over batches of 2 images' in text
 
 
 @pytest.mark.parametrize('text, wanted', [
@@ -360,7 +427,7 @@ def test_labels(text, wanted):
 # Beside the published figures.
 
 def test_published_figures_are_plausible():
-    for table in report.paper()['tables'].values():
+    for table in tables.paper()['tables'].values():
         assert table['source'] and len(table['scales']) == len(set(table['scales']))
         for rows in table['data'].values():
             for figures in rows.values():
@@ -371,53 +438,78 @@ def test_published_figures_are_plausible():
 
 @pytest.mark.parametrize('number', TABLES)
 def test_models_of_the_paper_are_compared_with_their_rows(number):
-    data = next(iter(report.paper()['tables'][number]['data']))
+    data = next(iter(tables.paper()['tables'][number]['data']))
     for row, networks in TABLES[number][1].items():
-        assert row in report.paper_figures(data) or (number, row) == ('2', 'Bicubic')
+        assert row in tables.published_numbers(data) or (number, row) == ('2', 'Bicubic')
         for name in networks:
             spec, trained = {'name': 'bicubic', 'args': {}}, None
             if name != 'bicubic':
                 config = load_config(os.path.join(ROOT, 'configs', f'{name}.yaml'), check_paths=False)
                 spec, trained = config['model'], config['train_dataset']['wrapper']
-            assert report.paper_row({'label': 'mine', 'spec': spec, 'trained_with': trained}, data) == row
+            assert tables.published_row({'label': 'mine', 'spec': spec, 'trained_with': trained}, data) == row
 
 
 def test_other_models_are_compared_with_a_row_only_when_labelled_so():
     about = {'label': 'mine', 'spec': small_spec(), 'trained_with': None}
-    assert report.paper_row(about, 'DIV2K') is None
-    assert report.paper_row({**about, 'label': 'EDSR-baseline-LIIF'}, 'DIV2K') == 'EDSR-baseline-LIIF'
-    assert report.paper_row({**about, 'label': 'EDSR-baseline-LIIF'}, 'Set5') is None  # none published
+    assert tables.published_row(about, 'DIV2K') is None
+    assert tables.published_row({**about, 'label': 'EDSR-baseline-LIIF'}, 'DIV2K') == 'EDSR-baseline-LIIF'
+    assert tables.published_row({**about, 'label': 'EDSR-baseline-LIIF'}, 'Set5') is None  # none published
 
 
-def made_up(label, scale, psnr, data='DIV2K', date='2024-01-01', **options):
-    return {'format': 'liif-run-1', 'model': {'label': label, 'spec': small_spec(), 'parameters': 10, 'sha256': '0' * 64,
-                                              'epoch': None},
-            'data': data, 'scale': scale, 'config': {'eval_type': 'div2k-2'}, 'date': date, 'pooled_over': 1,
-            'options': {'precision': 'float32', 'self_ensemble': False, 'ema': False, **options}, 'psnr': psnr,
-            'device': 'cpu', 'versions': {'torch': '2'}, 'per_image': []}
+def made_up(label, scale, psnr, data='DIV2K', images=100, date='2024-01-01', **options):
+    return {'format': 'liif-run-1',
+            'model': {'label': label, 'spec': small_spec(), 'parameters': 10, 'sha256': '0' * 64, 'epoch': None},
+            'data': data, 'images': images, 'scale': scale, 'config': {'eval_type': 'div2k-2'}, 'date': date,
+            'pooled_over': 1, 'options': {'precision': 'float32', 'self_ensemble': False, 'ema': False, **options},
+            'psnr': psnr, 'device': 'cpu', 'versions': {'torch': '2'}, 'per_image': []}
+
+
+def rows_of(runs):
+    text = tables.make_tables(runs)
+    assert len({len(line) for line in text.splitlines() if line.startswith('|')}) == 1  # columns line up
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines() if line.startswith('|')]
+    return rows[:1] + rows[2:]
 
 
 def test_cells():
-    text = report.tables([made_up('RDN-LIIF', '12', 23.99), made_up('RDN-LIIF', '2', 34.9), made_up('mine', '2', 30.0),
-                          made_up('mine', '2.5', 29.0, self_ensemble=True, precision='bf16')])
-    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines() if line.startswith('|')]
-    assert len({len(line) for line in text.splitlines() if line.startswith('|')}) == 1  # columns line up
-    assert rows[0] == ['data', 'model', 'x2', 'x2.5', 'x12'] and rows[2:5] == [
-        ['DIV2K', 'RDN-LIIF', '34.90 (34.99, -0.09)', '', '23.99 (23.89, +0.10)'], ['DIV2K', 'mine', '30.00', '', ''],
-        ['DIV2K', 'mine, bf16, self-ensemble', '', '29.00', '']]
-    assert rows[5:] == [['DIV2K', 'Bicubic (published)', '31.01', '', '22.27'],
-                        ['DIV2K', 'EDSR-baseline-LIIF (published)', '34.67', '', '23.71']]
+    rows = rows_of([made_up('RDN-LIIF', '12', 23.99), made_up('RDN-LIIF', '2', 34.9), made_up('mine', '2', 30.0),
+                    made_up('mine', '2.5', 29.0, self_ensemble=True, precision='bf16', cell_clip=4.0)])
+    where = 'DIV2K (100 images)'
+    assert rows == [['data', 'model', 'x2', 'x2.5', 'x12'],
+                    [where, 'RDN-LIIF', '34.90 (34.99, -0.09)', '', '23.99 (23.89, +0.10)'],
+                    [where, 'mine', '30.00', '', ''],
+                    [where, 'mine, bf16, self-ensemble, cell clip 4', '', '29.00', ''],
+                    [where, 'Bicubic (published)', '31.01', '', '22.27'],
+                    [where, 'EDSR-baseline-LIIF (published)', '34.67', '', '23.71']]
+
+
+def test_a_part_of_a_set_is_not_compared_with_the_whole():
+    rows = rows_of([made_up('RDN-LIIF', '2', 35.5, images=12), made_up('RDN-LIIF', '2', 34.9, images=100)])
+    assert rows[1:3] == [['DIV2K (12 images)', 'RDN-LIIF', '35.50'],
+                         ['DIV2K (100 images)', 'Bicubic (published)', '31.01']]
+    assert ['DIV2K (100 images)', 'RDN-LIIF', '34.90 (34.99, -0.09)'] in rows
+    assert tables.summary(made_up('RDN-LIIF', '2', 35.5, images=12))['published'] is None
+    assert tables.summary(made_up('RDN-LIIF', '2', 34.9))['published']['row'] == 'RDN-LIIF'
+
+
+def test_trainings_by_others_stand_between_ours_and_the_papers():
+    runs = [made_up('mine', '2', 37.9, data='Set5', images=5)]
+    others = 'EDSR-baseline-LIIF (mean of 3 trainings by others)'
+    assert [row[1:] for row in rows_of(runs)[1:]] == [
+        ['mine', '37.90'], [others, '37.97'], ['RDN-LIIF (published)', '38.17'], ['Bicubic (published)', '33.66']]
+    assert any(line.startswith(f'Set5, {others}: three seeds') for line in tables.notes(runs))
+    assert not any(others in line for line in tables.notes([made_up('mine', '2', 30.0)]))
 
 
 def test_the_newest_result_counts(tmp_path):
     for name, psnr, date in (('a', 1.0, '2024-01-02'), ('b', 2.0, '2024-03-01'), ('c', 3.0, '2024-02-01')):
         (tmp_path / f'{name}.json').write_text(json.dumps(made_up('m', '2', psnr, date=date)))
     (tmp_path / 'other.json').write_text('[1]')
-    assert [run['psnr'] for run in report.read_results([str(tmp_path)])] == [2.0]
+    assert [run['psnr'] for run in tables.read_results([str(tmp_path)])] == [2.0]
     (tmp_path / 'empty').mkdir()
     for path in ('empty', 'nowhere'):
         with pytest.raises(UserError):
-            report.read_results([str(tmp_path / path)])
+            tables.read_results([str(tmp_path / path)])
 
 
 def test_readme_takes_the_committed_results(tmp_path):
@@ -426,8 +518,9 @@ def test_readme_takes_the_committed_results(tmp_path):
     readme = tmp_path / 'README.md'
 
     def write(psnr):
-        results.write_text(json.dumps({'format': 'liif-results-1', 'suite': 's', 'runs': [made_up('small', '2', psnr)]}))
-        report.write_readme(str(readme), str(tmp_path))
+        runs = [made_up('small', '2', psnr)]
+        results.write_text(json.dumps({'format': 'liif-results-1', 'suite': 's', 'runs': runs}))
+        tables.write_readme(str(readme), str(tmp_path))
         return readme.read_text()
 
     before, after = '# Title\n\n<!-- results:start -->\n', '<!-- results:end -->\nthe end\n'
@@ -443,16 +536,14 @@ def test_readme_takes_the_committed_results(tmp_path):
 
 # Figures.
 
-def test_psnr_curves():
+def test_psnr_curves(tmp_path):
     from scripts import plot
-    runs = [made_up('RDN-LIIF', scale, psnr) for scale, psnr in (('30', 20.0), ('2', 34.0), ('2x3', 30.0), ('1', 'inf'))]
-    report_read, report.read_results = report.read_results, lambda paths: runs
-    try:
-        curves = plot.psnr_curves(['x'])
-        with pytest.raises(UserError, match='DIV2K'):
-            plot.psnr_curves(['x'], 'Set5')
-    finally:
-        report.read_results = report_read
+    runs = [made_up('RDN-LIIF', scale, psnr) for scale, psnr in
+            (('30', 20.0), ('2', 34.0), ('2x3', 30.0), ('1', 'inf'))]
+    (tmp_path / 'r.json').write_text(json.dumps({'format': 'liif-results-1', 'suite': 's', 'runs': runs}))
+    curves = plot.psnr_curves([str(tmp_path / 'r.json')])
+    with pytest.raises(UserError, match='DIV2K'):
+        plot.psnr_curves([str(tmp_path / 'r.json')], 'Set5')
     assert curves['RDN-LIIF'] == [(2.0, 34.0), (30.0, 20.0)]
     assert curves['RDN-LIIF (published)'][0] == (2.0, 34.99) and len(curves) == 2
 
@@ -482,6 +573,6 @@ def test_plot_writes_a_picture(tmp_path):
     seconds, megabytes = plot.cost_curves([str(tmp_path)])
     assert seconds['here, bf16, X'] == [(0.0008, 3.0)] and megabytes == {'here, X': [(0.0008, 3.0)]}
     plot.main(['cost', str(tmp_path), '--output', str(tmp_path / 'figures' / 'cost.png')])
-    assert Image.open(tmp_path / 'figures' / 'cost.png').width > 500
+    assert Image.open(tmp_path / 'figures' / 'cost.png').size == (2100, 675)  # two panels
     with pytest.raises(UserError, match='.png'):
         plot.main(['cost', str(tmp_path), '--output', 'cost.doc'])

@@ -183,7 +183,7 @@ def test_a_global_encoder_says_it_cannot_be_tiled():
     spec = {**small_spec(), 'args': {**small_spec()['args'], 'encoder_spec': {
         'name': 'rcan', 'args': {'n_resgroups': 1, 'n_resblocks': 1, 'n_feats': 16, 'no_upsampling': True}}}}
     model = models.make(spec)
-    with pytest.raises(UserError, match='cannot be rendered in tiles'):
+    with pytest.raises(UserError, match='cannot be encoded in tiles exactly, because its encoder, RCAN'):
         Renderer(model, tile=16)
     assert Renderer(model, memory=1000).open(IMG).render((10, 10)).shape == (3, 10, 10)
 

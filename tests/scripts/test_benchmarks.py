@@ -5,8 +5,11 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from benchmarks import table
 from tests.common import ROOT
+from utils import UserError, replace_between
 
 
 def numbers(value):
@@ -44,13 +47,15 @@ def test_quick_run_writes_results_and_tables(tmp_path):
     page = tmp_path / 'page.md'
     page.write_text('before\n<!-- benchmarks:start -->\noutdated\n<!-- benchmarks:end -->\nafter\n')
     for _ in range(2):  # the second changes nothing
-        assert table.insert(str(page), table.report(results))
+        replace_between(str(page), table.report(results), table.MARKERS)
         assert 'outdated' not in page.read_text() and page.read_text().count('before\n') == 1
         assert page.read_text().endswith('<!-- benchmarks:end -->\nafter\n')
     del results['memory']
     assert 'memory: not measured' in table.report(results)
     page.write_text('no markers')
-    assert not table.insert(str(page), 'text') and page.read_text() == 'no markers'
+    with pytest.raises(UserError, match='has no lines <!-- benchmarks:start'):
+        replace_between(str(page), 'text', table.MARKERS)
+    assert page.read_text() == 'no markers'
 
 
 def test_an_unknown_section_is_told_in_a_line():

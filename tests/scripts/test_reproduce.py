@@ -1,4 +1,5 @@
 """The paper's tables, from training to the table, on tiny data; and what happens in between."""
+import itertools
 import os
 import re
 import signal
@@ -8,24 +9,24 @@ import time
 
 import pytest
 
-from engine.evaluation.report import paper
+from engine.evaluation.tables import paper
 from scripts import reproduce
 from tests.common import ROOT
 from utils import UserError
 
 
 PROGRAM = os.path.join(ROOT, 'scripts', 'reproduce.py')
-# Cells of the tables that a row of networks for x2, x3 and x4 leaves empty, and that were published for none.
+# Cells of the tables that networks for x2, x3 and x4 fill.
 FIXED = {'EDSR-baseline': 3, 'RDN': 3}
 
 
 def tables_in(text):
-    """{table: {(data, row): cells}} of the measured rows that the program printed."""
+    """{table: {(data, row): cells}} that the program printed; published rows have ' (published)' in their names."""
     tables = {}
     for number, part in re.findall(r'^Table (\d): (.*?)(?=^==|\Z)', text, re.MULTILINE | re.DOTALL):
         rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in part.splitlines()
                 if line.startswith('| ') and not line.startswith('| data')]
-        tables[number] = {tuple(row[:2]): row[2:] for row in rows if '(published)' not in row[1]}
+        tables[number] = {(re.sub(r' \(.*', '', row[0]), row[1]): row[2:] for row in rows}
     return tables
 
 
@@ -39,14 +40,15 @@ def test_smoke_walks_all_four_tables(tmp_path):
     assert set(tables) == set(reproduce.TABLES)
     for number, (_, rows) in reproduce.TABLES.items():
         published = paper()['tables'][number]
-        assert set(tables[number]) == {(data, row) for data in published['data'] for row in rows}
-        for (data, row), cells in tables[number].items():
+        assert {key for key in tables[number] if key[1] in rows} == set(itertools.product(published['data'], rows))
+        for data, row in itertools.product(published['data'], rows):
+            cells = tables[number][data, row]
             measured = [cell for cell in cells if re.match(r'\d+\.\d\d', cell)]
             assert len(measured) == FIXED.get(row, len(published['scales'])) <= len(cells), (data, row, cells)
-            figures = published['data'][data].get(row)
-            if figures:  # each beside its own published figure
-                for cell, figure in zip(cells, figures):
-                    assert figure is None or f'({figure:.2f}, ' in cell, (data, row, cell)
+            numbers = published['data'][data].get(row)
+            if numbers:  # below, not compared with: they are of whole sets
+                below = tables[number][data, f'{row} (published)']
+                assert below[:len(numbers)] == ['' if n is None else f'{n:.2f}' for n in numbers]
     # Networks that several tables share are trained once.
     assert len(re.findall(r'^== train-', out.stdout, re.MULTILINE)) == 21
 
@@ -76,7 +78,7 @@ def test_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match='32-256_liif: train_liif.py ended with 2'):
         reproduce.main(command)
     text = capsys.readouterr().out
-    assert re.search(r'\| LIIF +\| \d+\.\d\d \(35.96, [^|]*\) *\|$', text, re.MULTILINE)  # the other half is there
+    assert re.search(r'\| LIIF +\| \d+\.\d\d +\|$', text, re.MULTILINE)  # the other half is there
     reproduce.main(command)
     text = capsys.readouterr().out
     assert ran == [f'train_celebAHQ-{s}_liif.yaml' for s in ('64-128', '32-256', '32-256')]
@@ -93,7 +95,7 @@ def test_missing_data_costs_its_rows_only(tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match='train_edsr-baseline-liif: there is no ./load/div2k/DIV2K_train_HR'):
         reproduce.main(['1', '--rows', 'Bicubic', 'EDSR-baseline-LIIF', '--gpu', 'cpu'])
     rows = tables_in(capsys.readouterr().out)['1']
-    assert list(rows) == [('DIV2K', 'Bicubic')] and len(rows[('DIV2K', 'Bicubic')]) == 8
+    assert [row for _, row in rows if '(published)' not in row] == ['Bicubic'] and len(rows['DIV2K', 'Bicubic']) == 8
 
 
 @pytest.mark.parametrize('arguments, words', [([], '1 (DIV2K)'), (['5'], '5'), (['1', '--rows', 'SwinIR'], 'SwinIR')])

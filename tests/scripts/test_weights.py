@@ -16,7 +16,7 @@ import demo
 from engine import checkpoint as weights
 from engine.checkpoint import SUMS, default_model, load_checkpoint, load_model
 from engine.config import load_config
-from engine.evaluation.measure import Options, run_suite
+from engine.evaluation.runs import Options, run_suite
 from engine.evaluation.suite import read_suite
 from scripts.sample_photos import write_sample
 from tests.common import ROOT

@@ -1,4 +1,4 @@
-"""Results as tables beside the published figures (docs/paper_tables.json): Markdown, CSV, JSON, the README."""
+"""Results as tables next to the published numbers (docs/paper_tables.json): Markdown, CSV, JSON, the README."""
 import csv
 import functools
 import glob
@@ -6,50 +6,65 @@ import json
 import os
 
 from engine import ROOT
-from engine.evaluation.measure import RUN_FORMAT, write_json
+from engine.evaluation.runs import METRICS, RUN_FORMAT, write_json
 from engine.evaluation.suite import case_factor, scale_label
-from utils import UserError, atomic_write
+from utils import UserError, atomic_write, replace_between
 
 
 PAPER = os.path.join(ROOT, 'docs', 'paper_tables.json')
 RESULTS_FORMAT = 'liif-results-1'
-MARKERS = '<!-- results:start -->', '<!-- results:end -->'
+README_MARKERS = '<!-- results:start -->', '<!-- results:end -->'
 BUDGET, BUDGET_MARKERS = os.path.join('docs', 'budget.md'), ('<!-- budget:start -->', '<!-- budget:end -->')
 RUNS = os.path.join('weights', '*', 'run.json'), os.path.join('benchmarks', 'results', 'budget', '*', 'run.json')
-COMMITTED = ('weights/**/*.json', 'benchmarks/results/*.json')
+COMMITTED = 'weights/**/*.json', 'benchmarks/results/*.json', 'benchmarks/results/published/*.json'
 KINDS = {'div2k': 'RGB, scale + 6 pixels shaved', 'benchmark': 'luma, scale pixels shaved', None: 'RGB, all pixels'}
-METRICS = {'psnr': ('PSNR in dB', 2), 'ssim': ('SSIM', 4), 'lpips': ('LPIPS (smaller is better)', 4)}
+TITLES = {'psnr': ('PSNR in dB', 2), 'ssim': ('SSIM', 4), 'lpips': ('LPIPS (smaller is better)', 4)}  # and digits
 
 
-# The published figures.
+# Published numbers.
 
 @functools.lru_cache(maxsize=1)
 def paper():
+    """docs/paper_tables.json."""
     with open(PAPER, encoding='utf-8') as f:
         return json.load(f)
 
 
-def paper_figures(data):
-    """{row: {scale: PSNR}} of all that was published on a data set."""
+def published_numbers(data, by_others=False):
+    """{row: {scale: PSNR}} of all that papers published on a data set; by_others: of trainings of the published code
+    that others report."""
     rows = {}
     for table in paper()['tables'].values():
-        for row, figures in table['data'].get(data, {}).items():
-            rows.setdefault(row, {}).update({s: v for s, v in zip(table['scales'], figures) if v is not None})
+        if ('by_others' in table) == by_others:
+            for row, numbers in table['data'].get(data, {}).items():
+                name = f'{row} ({table["by_others"]})' if by_others else row
+                rows.setdefault(name, {}).update({s: v for s, v in zip(table['scales'], numbers) if v is not None})
     return rows
 
 
-def paper_row(about, data):
+def published_row(about, data):
     """The published row to compare a model with, on a data set; None where there is none.
 
     It is the row that the model is labelled as, else the one whose architecture, to the last layer, is the model's.
     """
-    known = paper_figures(data)
+    known = published_numbers(data)
     guess = architecture(about['spec'], about.get('trained_with') or {}, data)
     return next((row for row in (about['label'], guess) if row in known), None)
 
 
+def published_number(run):
+    """The PSNR in dB that was published for a result; None where none was, or only a part of the set was measured."""
+    numbers = published_numbers(run['data']).get(published_row(run['model'], run['data']), {})
+    return numbers.get(run['scale']) if is_whole(run) else None
+
+
+def is_whole(run):
+    """Whether a result is of all the images of a published set."""
+    return run['images'] == paper()['images'].get(run['data'])
+
+
 def architecture(spec, trained_with, data):
-    """How the paper's tables call a model, by its spec and the wrapper it was trained with; None for another one."""
+    """A model's name in the paper's tables, by its spec and the wrapper it was trained with; None for other models."""
     if spec['name'] == 'bicubic':
         return 'Bicubic'
     args = spec['args']
@@ -82,74 +97,80 @@ def architecture(spec, trained_with, data):
 # Tables.
 
 def markdown(head, rows):
-    """A table whose columns line up in a terminal, too."""
+    """A table whose columns also line up in a terminal."""
     rows = [[str(cell) for cell in row] for row in (head, *rows)]
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(head))]
     lines = ['| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths)) + ' |' for row in rows]
     return '\n'.join([lines[0], '|' + '|'.join('-' * (width + 2) for width in widths) + '|', *lines[1:]])
 
 
-def tables(runs, published=('LIIF', 'Bicubic')):
+def make_tables(runs, published=('LIIF', 'Bicubic')):
     """The tables of some results, as Markdown: one for each way to measure PSNR, then SSIM and LPIPS where they were
     asked for. A cell reads: measured (published, difference).
 
-    published: the published rows that stand below, by the ends of their names, unless a measured one is compared with
-    them.
+    published: ends of the names of published rows to list below, where no measured row is compared with them.
     """
     blocks = []
-    for metric, (title, digits) in METRICS.items():
+    for metric, (title, digits) in TITLES.items():
         for kind, shaved in KINDS.items():
-            chosen = [run for run in runs if metric in run and kind_of(run) == kind]
+            chosen = [run for run in runs if metric in run and eval_kind(run) == kind]
             if chosen:
                 blocks.append(f'{title}, {shaved}' + '; measured (published, difference):' * (metric == 'psnr')
                               + ':' * (metric != 'psnr'))
-                blocks.append(table(chosen, metric, digits, published))
+                blocks.append(make_table(chosen, metric, digits, published))
     return '\n\n'.join(blocks)
 
 
-def kind_of(run):
+def eval_kind(run):
+    """'div2k', 'benchmark' or None: how a result was measured."""
     return (run['config']['eval_type'] or '').split('-')[0] or None
 
 
-def table(runs, metric, digits, published):
+def make_table(runs, metric, digits, published):
+    """One table: a row for each data set, number of images and model, then published rows; a column for each scale."""
     columns = sorted({run['scale'] for run in runs}, key=lambda scale: (case_factor(scale), scale))
     rows = []
-    for data in dict.fromkeys(run['data'] for run in runs):
-        figures, compared = paper_figures(data) if metric == 'psnr' else {}, set()
-        for label in dict.fromkeys(label_of(run) for run in runs if run['data'] == data):
-            found = {run['scale']: run for run in runs if (run['data'], label_of(run)) == (data, label)}
-            reference = {}
-            for run in found.values():
-                row = paper_row(run['model'], data)
-                compared.add(row)
-                reference.update(figures.get(row, {}))
-            rows.append([data, label, *(cell(found.get(scale, {}).get(metric), reference.get(scale), digits)
-                                        for scale in columns)])
-        for row, values in figures.items():
-            if row.endswith(published) and row not in compared and any(scale in values for scale in columns):
-                rows.append([data, f'{row} (published)', *(cell(values.get(scale), None, digits) for scale in columns)])
+    for data, images in dict.fromkeys((run['data'], run['images']) for run in runs):
+        chosen, compared = [run for run in runs if (run['data'], run['images']) == (data, images)], set()
+        where = f'{data} ({images} image{"s" * (images != 1)})'
+        for label in dict.fromkeys(map(label_of, chosen)):
+            cells = dict.fromkeys(columns, '')
+            for run in chosen:
+                if label_of(run) == label:
+                    number = published_number(run) if metric == 'psnr' else None
+                    compared |= {published_row(run['model'], data)} if number is not None else set()
+                    cells[run['scale']] = cell(run.get(metric), number, digits)
+            rows.append([where, label, *cells.values()])
+        if metric == 'psnr':
+            others = {**published_numbers(data, by_others=True), **{
+                f'{row} (published)': numbers for row, numbers in published_numbers(data).items()
+                if row.endswith(published) and row not in compared}}
+            rows += [[f'{data} ({paper()["images"][data]} images)', row,
+                      *(cell(numbers.get(scale), None, digits) for scale in columns)]
+                     for row, numbers in others.items() if any(scale in numbers for scale in columns)]
     return markdown(['data', 'model', *map(scale_label, columns)], rows)
 
 
-def cell(value, reference, digits):
+def cell(value, number, digits):
+    """The text of a measured value and of the published number, each of which may be None."""
     if value is None:
-        return '' if reference is None else f'({reference:.{digits}f})'
-    value = float(value)
-    text = f'{value:.{digits}f}'
-    return text if reference is None else f'{text} ({reference:.{digits}f}, {value - reference:+.{digits}f})'
+        return ''
+    text = f'{float(value):.{digits}f}'
+    return text if number is None else f'{text} ({number:.{digits}f}, {float(value) - number:+.{digits}f})'
 
 
 def label_of(run):
-    """The model's label and what of the options changes a result."""
+    """The model's label and those options that change a result."""
     options = run['options']
     extra = [options['precision']] if options['precision'] != 'float32' else []
     extra += ['self-ensemble'] if options['self_ensemble'] else []
+    extra += [f'cell clip {options["cell_clip"]:g}'] if options.get('cell_clip') else []
     extra += ['ema'] if options['ema'] and run['model']['parameters'] else []
     return ', '.join([run['model']['label'], *extra])
 
 
 def notes(runs):
-    """What a reader of the tables has to know, a line each."""
+    """Remarks for the readers of the tables, a line each."""
     lines = []
     for label in dict.fromkeys(label_of(run) for run in runs):
         run = next(run for run in runs if label_of(run) == label)
@@ -159,7 +180,8 @@ def notes(runs):
         epoch = f', epoch {model["epoch"]}' if model.get('epoch') else ''
         lines.append(f'{label}: {text}{epoch}; measured on {run["device"]}, torch {run["versions"]["torch"]}')
     for note in paper()['notes']:
-        if any(run['data'] == note['data'] and paper_row(run['model'], run['data']) == note['row'] for run in runs):
+        rows = {published_row(run['model'], note['data']) for run in runs if run['data'] == note['data']}
+        if note['row'] in rows or rows and note['row'] in published_numbers(note['data'], by_others=True):
             lines.append(f'{note["data"]}, {note["row"]}: {note["note"]}')
     pooled = sorted({(run['data'], run['pooled_over']) for run in runs if run['pooled_over'] > 1})
     lines += [f'{data}: the squared error is pooled over batches of {n} images' for data, n in pooled]
@@ -188,9 +210,9 @@ def problem_lines(problems):
 
 # Files.
 
-def write(output, name, outcome, **options):
-    """<output>/<name>.md, .csv and .json; returns the Markdown. options: of `tables`."""
-    text = tables(outcome.runs, **options)
+def write_results(output, name, outcome, **options):
+    """<output>/<name>.md, .csv and .json; returns the Markdown. options: of `make_tables`."""
+    text = make_tables(outcome.runs, **options)
     for title, lines in (('', notes(outcome.runs)), ('Not measured:\n\n', not_measured(outcome))):
         if lines:
             text += '\n\n' + title + '\n'.join(f'- {line}' for line in lines)
@@ -198,26 +220,26 @@ def write(output, name, outcome, **options):
         f.write(text.strip() + '\n')
     with atomic_write(os.path.join(output, f'{name}.csv'), 'w', encoding='utf-8', newline='') as f:
         writer = csv.writer(f)
-        writer.writerow(['model', 'data', 'scale', 'image', 'psnr', 'ssim', 'lpips', 'seconds'])
+        writer.writerow(['model', 'data', 'scale', 'image', *METRICS, 'seconds'])
         for run in outcome.runs:
-            writer.writerows([label_of(run), run['data'], run['scale'], row['image'], row['psnr'], row.get('ssim'),
-                              row.get('lpips'), row['seconds']] for row in run['per_image'])
+            writer.writerows([label_of(run), run['data'], run['scale'], row['image'], *map(row.get, METRICS),
+                              row['seconds']] for row in run['per_image'])
     write_json(os.path.join(output, f'{name}.json'), {
         'format': RESULTS_FORMAT, 'suite': name, 'runs': [summary(run) for run in outcome.runs]})
     return text.strip()
 
 
 def summary(run):
-    """A result without its images, with the published figure."""
-    row = paper_row(run['model'], run['data'])
-    figure = paper_figures(run['data']).get(row, {}).get(run['scale'])
-    published = None if figure is None else {'row': row, 'psnr': figure, 'difference': float(run['psnr']) - figure}
+    """A result without its images, with the published number."""
+    number = published_number(run)
+    published = None if number is None else {'row': published_row(run['model'], run['data']), 'psnr': number,
+                                             'difference': float(run['psnr']) - number}
     return {**{key: value for key, value in run.items() if key != 'per_image'}, 'published': published}
 
 
 def read_results(paths):
-    """The results in files of `write`, of single runs, and in folders of these, the newest of each kind only. Files of
-    another kind are passed over. Raises UserError when there is none."""
+    """The results in files of `write_results`, of single runs, and in folders of these, the newest of each kind only.
+    Files of another kind are passed over. Raises UserError when there is none."""
     files = []
     for path in paths:
         if not os.path.exists(path):
@@ -233,7 +255,7 @@ def read_results(paths):
             raise UserError(f'{path} cannot be read as JSON ({error}): remove it or measure again') from None
         kind = value.get('format') if isinstance(value, dict) else None
         for run in value['runs'] if kind == RESULTS_FORMAT else [value] if kind == RUN_FORMAT else []:
-            key = label_of(run), run['data'], run['scale']
+            key = label_of(run), run['data'], run['images'], run['scale']
             if key not in newest or newest[key]['date'] <= run['date']:
                 newest[key] = run
     if not newest:
@@ -243,24 +265,24 @@ def read_results(paths):
 
 
 def write_readme(path, root=ROOT):
-    """Put the tables of the committed results between the markers of the README at `path`; UserError without them."""
-    files = sorted(file for pattern in COMMITTED for file in glob.glob(os.path.join(root, pattern), recursive=True))
+    """Put the tables of the committed results between the markers of the file at `path`; UserError without them."""
+    files = [file for pattern in COMMITTED for file in sorted(glob.glob(os.path.join(root, pattern), recursive=True))]
     runs = sorted(read_results(files), key=lambda run: run['model']['parameters'] or 0)  # interpolation first
-    text = tables(runs) + '\n\n' + '\n'.join(f'- {line}' for line in notes(runs))
-    insert(path, text, MARKERS)
+    text = make_tables(runs) + '\n\n' + '\n'.join(f'- {line}' for line in notes(runs))
+    replace_between(path, text, README_MARKERS)
     return text
 
 
 def write_budget(root=ROOT, path=None):
-    """Put what runs of small budgets cost and reached into docs/budget.md."""
+    """Put time and PSNR of the runs on small budgets into docs/budget.md."""
     text = budget_table(root)
-    insert(path or os.path.join(root, BUDGET), text, BUDGET_MARKERS)
+    replace_between(path or os.path.join(root, BUDGET), text, BUDGET_MARKERS)
     return text
 
 
 def budget_table(root, data='Set5', scales=('2', '3', '4')):
-    """A row for each run.json (scripts/release.py) with results beside it, between bicubic and the paper; the fewest
-    steps first."""
+    """A row for each run.json (scripts/release.py) with results in its folder, between bicubic and the paper; sorted
+    by steps."""
     head = ['command', 'device', 'time', 'steps', *(f'{data} {scale_label(scale)}' for scale in scales)]
     rows, plain, runs = [], {}, []
     for pattern in RUNS:
@@ -274,18 +296,7 @@ def budget_table(root, data='Set5', scales=('2', '3', '4')):
                 (found if result['model']['parameters'] else plain)[result['scale']] = f'{float(result["psnr"]):.2f}'
         rows.append([f'`train_liif.py --config configs/budget/{run["run"]}.yaml`', run['device'], run['time'],
                      run['steps'], *(found.get(scale, '') for scale in scales)])
-    published = paper_figures(data)['RDN-LIIF']
+    published = published_numbers(data)['RDN-LIIF']
     return markdown(head, [['bicubic', '', '', '', *(plain.get(scale, '') for scale in scales)], *rows, [
         "the paper's RDN-LIIF (published)", 'GPU', '', '1,000,000',
         *(f'{published[scale]:.2f}' for scale in scales)]])
-
-
-def insert(path, text, markers):
-    """Put a text between the markers of a file. Raises UserError for a file without them."""
-    with open(path, encoding='utf-8') as f:
-        old = f.read()
-    start, end = (old.find(marker) for marker in markers)
-    if not 0 <= start < end:
-        raise UserError(f'{path} has no lines {markers[0]} and {markers[1]} for the tables: add them where they belong')
-    with atomic_write(path, 'w', encoding='utf-8') as f:
-        f.write(f'{old[:start]}{markers[0]}\n{text}\n{old[end:]}')

@@ -1,0 +1,322 @@
+"""Suites measured, and results that are kept.
+
+`measure_case` measures a model on one test, for `test.py --config` and suites alike; `run_suite` measures all models on
+all cases. Each result is a file in <output>/runs, named by a hash of all it depends on, so that a suite that is started
+again measures only what is missing.
+"""
+import datetime
+import functools
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import datasets
+import models
+from datasets.loader import make_loader
+from engine.checkpoint import IDENTITY_NORM, build_model, choose_weights, model_path, parse_checkpoint, read_file
+from engine.evaluation.evaluate import image_size, measure, parse_eval_type, predict_rgb, to_images
+from engine.evaluation.metrics import calc_ssim
+from engine.evaluation.suite import open_data
+from engine.rendering.renderer import Renderer
+from engine.runtime import code_version, explain, peak_memory, reset_peak_memory
+from utils import Averager, UserError, atomic_write
+
+
+RUN_FORMAT = 'liif-run-1'
+METRICS = 'psnr', 'ssim', 'lpips'
+
+
+# Models.
+
+class Candidate(NamedTuple):
+    """A model to measure. norm: the normalization in its checkpoint, or None; scale: the only scale of a network
+    without a decoder, else None; about: what its results record."""
+    model: torch.nn.Module
+    norm: Optional[dict]
+    scale: Optional[float]
+    about: dict
+
+
+def split_label(text):
+    """'LABEL=MODEL' -> (label, model); a model alone is labelled by its run folder or file name."""
+    if '=' in text and not os.path.exists(text):
+        label, path = text.split('=', 1)
+        return label.strip() or path, path
+    folder, name = os.path.split(os.path.splitext(text)[0] if text.endswith('.pth') else text)
+    parent = os.path.basename(folder).lstrip('_')
+    if name in ('epoch-last', 'model') and parent:
+        return parent, text
+    return (f'{parent} {name}' if parent and name.startswith('epoch-') else name), text
+
+
+def open_model(text, device, ema=False):
+    """The Candidate of [LABEL=]MODEL: a checkpoint's path, a name in weights/, bicubic, bilinear or nearest. ema: with
+    the averaged weights. Raises UserError for a file that holds no model of RGB images."""
+    label, path = split_label(text)
+    if path in models.registry.names('interpolation'):
+        spec, data, checkpoint = {'name': path, 'args': {}}, path.encode(), {}
+        model = models.make(spec)
+    else:
+        path = model_path(path)
+        data = read_file(path)
+        checkpoint = parse_checkpoint(data, path)
+        spec = choose_weights(checkpoint, path, ema)
+        model = build_model(spec, path)
+    model = model.to(device, memory_format=torch.channels_last).eval()
+    args = spec.get('args') or {}
+    check_channels(model, device, path)
+    scale = None
+    if getattr(model, 'imnet', model) is None:  # its encoder up-samples
+        scale = args['encoder_spec'].get('args', {}).get('scale', 2)
+    trained = (checkpoint.get('config') or {}).get('train_dataset')
+    about = {'label': label, 'file': path, 'sha256': hashlib.sha256(data).hexdigest(), 'ema': ema,
+             'spec': {'name': spec['name'], 'args': args}, 'epoch': checkpoint.get('epoch'),
+             'parameters': sum(p.numel() for p in model.parameters()),
+             'trained_with': trained and trained['wrapper']}
+    return Candidate(model, checkpoint.get('data_norm'), scale, about)
+
+
+@torch.no_grad()
+def check_channels(model, device, path):
+    """UserError for a model that does not map RGB to RGB."""
+    coord = torch.zeros(1, 2, 2, device=device)
+    try:
+        model.gen_feat(torch.zeros(1, 3, 16, 16, device=device))
+        channels = model.query_rgb(coord, torch.full_like(coord, 0.1)).shape[-1]
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f'{path}: its model does not take images of three channels '
+                        f'({str(error).splitlines()[0][:150]}); expected a model of RGB images') from error
+    if channels != 3:
+        raise UserError(f'{path}: its model gives {channels} channels, expected 3: red, green and blue')
+
+
+def check_norm(candidate, data_norm):
+    """UserError when the checkpoint was trained with another normalization than the test config has."""
+    trained, tested = candidate.norm, data_norm or IDENTITY_NORM
+    if trained is not None and norm_text(trained, 3) != norm_text(tested, 3):
+        raise UserError(f'{candidate.about["file"]} was trained with data_norm {norm_text(trained)}, the test has '
+                        f'{norm_text(tested)}: use a test config with the same data_norm')
+
+
+def norm_text(norm, channels=1):
+    """A normalization as text; one number for all channels is written `channels` times."""
+    parts = {part: [[float(v) for v in norm[part][key]] for key in ('sub', 'div')] for part in ('inp', 'gt')}
+    return ', '.join(f'{part} ' + ' '.join(str(v * channels if len(v) == 1 else v) for v in values)
+                     for part, values in parts.items())
+
+
+# Measuring.
+
+class Options(NamedTuple):
+    """How every case is measured. precision: instead of the config's; cell_clip: as in `predict_rgb`; lpips: a function
+    that `make_lpips` returned, or None."""
+    precision: Optional[str] = None
+    self_ensemble: bool = False
+    tile: Optional[int] = None
+    ssim: bool = False
+    lpips: Any = None
+    ema: bool = False
+    cell_clip: Optional[float] = None
+
+    def key(self):
+        """The options as JSON; those added after the first results were kept only where they are set."""
+        options = {**self._asdict(), 'lpips': self.lpips is not None}
+        if self.cell_clip is None:
+            del options['cell_clip']
+        return options
+
+
+def measure_case(candidate, config, data, device, options=Options(), workers=None):
+    """Yield a dict for each batch of a test: image (file names), count, psnr in dB (pooled over the batch), seconds;
+    ssim and lpips when asked for. Raises UserError, naming the image, for one that cannot be measured."""
+    check_norm(candidate, config['data_norm'])
+    dataset, scale = parse_eval_type(config['eval_type'])
+    precision = options.precision or config['precision']
+    loader = make_loader(data, config['test_dataset']['batch_size'], seed=config['seed'], train=False,
+                         num_workers=workers, device_type=device.type)
+    metrics = {'ssim': calc_ssim if options.ssim else None, 'lpips': options.lpips}
+    for part in measure(loader, make_predict(candidate.model, config, precision, options), device, config['eval_type']):
+        row = {'image': part.names, 'count': part.count, 'psnr': part.psnr, 'seconds': part.seconds}
+        if math.isnan(part.psnr):
+            raise UserError(f'{part.names}: the model gives NaN' + ('' if precision == 'float32' else
+                            f' in {precision}: use --precision float32'))
+        for name, function in metrics.items():
+            if function:
+                size = image_size(part.batch)
+                row[name] = function(to_images(part.pred, size), to_images(part.batch['gt'], size), dataset,
+                                     scale).item()
+        yield row
+
+
+def make_predict(model, config, precision, options):
+    """The function of a batch that `measure` takes: batch -> RGB in [0, 1]."""
+    norm, renderer = config['data_norm'], None
+    if options.self_ensemble or options.tile is not None:
+        renderer = Renderer(model, norm or IDENTITY_NORM, precision, options.tile, config['eval_bsize'],
+                            cell_clip=options.cell_clip, self_ensemble=options.self_ensemble)
+    direct = functools.partial(predict_rgb, model, data_norm=norm, eval_bsize=config['eval_bsize'], precision=precision,
+                               cell_clip=options.cell_clip)
+
+    def predict_batch(batch):
+        check_eval_scale(batch, config['eval_type'])
+        whole = batch['coord'] is None or config['eval_type'] is not None
+        if not whole and (renderer or options.ssim or options.lpips):
+            raise UserError('its queries are random pixels (sample_q), not an image: leave out --self-ensemble, '
+                            '--tile, --ssim and --lpips')
+        if renderer is None:
+            return direct(batch)
+        images = [renderer.open(img).render(image_size(batch)) for img in batch['inp']]
+        return torch.stack(images).to(batch['gt'].device)  # (B, 3, H, W)
+
+    return predict_batch
+
+
+def check_eval_scale(batch, eval_type):
+    """UserError for images of another scale than `eval_type` names, whose wrong shave would go unnoticed."""
+    if eval_type is None or batch['size'] is None:
+        return
+    expected = float(eval_type.split('-')[1])
+    found = [whole / part for whole, part in zip(batch['size'][0].tolist(), batch['inp'].shape[-2:])]
+    if all(abs(f - expected) > 0.1 + 0.1 * expected for f in found):
+        raise UserError(f'the ground truth is {found[0]:.3g} times as large as the input, but eval_type is '
+                        f'{eval_type}: name the low-resolution images of that scale, or correct eval_type')
+
+
+def mean_of(rows, key='psnr'):
+    """The mean over images of what `measure_case` gave."""
+    mean = Averager()
+    for row in rows:
+        mean.add(row[key], row['count'])
+    return mean.item()
+
+
+# Suites.
+
+class Outcome(NamedTuple):
+    """runs: results, as in their files; problems: (model's label, case's name, message); missing: cases without data;
+    left_out: lines about cases that a model cannot do."""
+    runs: list
+    problems: list
+    missing: list
+    left_out: list
+
+
+def run_suite(cases, texts, device, output, options=Options(), workers=None, fresh=False):
+    """Measure the models `texts` (see `open_model`) over all cases: an Outcome. What `output`/runs holds already is
+    taken from there unless `fresh`. A mistake costs the case, or the model, that it concerns."""
+    outcome, ready = Outcome([], [], [], []), []
+    for case in cases:
+        try:
+            if case.missing is None:
+                ready.append((case, *fingerprint(case)))
+            else:
+                outcome.missing.append(case)
+        except UserError as error:
+            outcome.problems.append(('', case.name, str(error)))
+    os.makedirs(os.path.join(output, 'runs'), exist_ok=True)
+    with tqdm(total=len(texts) * sum(count for _, count, _ in ready), unit='image', disable=None) as bar:
+        for text in texts if ready else ():
+            try:
+                candidate = open_model(text, device, options.ema)
+            except UserError as error:
+                outcome.problems.append((split_label(text)[0], '', str(error)))
+                bar.update(sum(count for _, count, _ in ready))
+                continue
+            label = candidate.about['label']
+            others = [case.name for case, *_ in ready if not fits(candidate, case)]
+            if others:
+                outcome.left_out.append(f'{label} enlarges by {candidate.scale} alone: not {", ".join(others)}')
+            for case, count, files in ready:
+                done = bar.n
+                if fits(candidate, case):
+                    bar.set_description(f'{label}, {case.name}')
+                    try:
+                        outcome.runs.append(one_run(candidate, case, files, device, output, options, workers, fresh,
+                                                    bar))
+                    except (UserError, torch.OutOfMemoryError) as error:
+                        outcome.problems.append((label, case.name, explain(error)))
+                bar.update(done + count - bar.n)
+    return outcome
+
+
+def fits(candidate, case):
+    """Whether a model can enlarge by the case's scale."""
+    return candidate.scale is None or case.factor == (candidate.scale, candidate.scale)
+
+
+def one_run(candidate, case, files, device, output, options, workers, fresh, bar):
+    """The result of a model in a case: the one that is kept, or a new one, which is kept then."""
+    about = candidate.about
+    key = digest([about['sha256'], about['ema'], case.data, case.scale, case.config, files, options.key()])
+    slug = re.sub(r'[^A-Za-z0-9.]+', '-', f'{case.data}-{case.scale}')
+    path = os.path.join(output, 'runs', f'{slug}-{key[:16]}.json')
+    run = None if fresh else read_run(path)
+    if run is not None:
+        run['model'] = {**run['model'], 'label': about['label'], 'file': about['file']}
+        bar.write(f'{about["label"]}, {case.name}: {float(run["psnr"]):.4f} dB, measured before')
+        return run
+    reset_peak_memory(device)
+    rows = []
+    for row in measure_case(candidate, case.config, open_data(case.config, case.dataset), device, options, workers):
+        rows.append(row)
+        bar.update(row['count'])
+    run = {'format': RUN_FORMAT, 'model': about, 'data': case.data, 'scale': case.scale, 'config': case.config,
+           'options': {**options.key(), 'precision': options.precision or case.config['precision']},
+           'images': sum(row['count'] for row in rows), 'pooled_over': case.config['test_dataset']['batch_size'],
+           **{metric: mean_of(rows, metric) for metric in METRICS if metric in rows[0]},
+           'seconds': sum(row['seconds'] for row in rows), 'peak_memory_mb': peak_memory(device),
+           'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else
+           f'{device.type}, {torch.get_num_threads()} threads',
+           'versions': {'code': code_version(), 'torch': torch.__version__, 'cuda': torch.version.cuda,
+                        'numpy': np.__version__, 'python': platform.python_version()},
+           'date': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'), 'per_image': rows}
+    write_json(path, run)
+    bar.write(f'{about["label"]}, {case.name}: {run["psnr"]:.4f} dB, {run["seconds"]:.1f} s')
+    return run
+
+
+def fingerprint(case):
+    """(How many samples, a digest of their files' names, sizes and times), without reading an image."""
+    args = {key: value for key, value in case.dataset['args'].items() if key != 'cache'}
+    images = datasets.make({**case.dataset, 'args': args})
+    paths = [images.path(i) for i in range(len(images))] if hasattr(images, 'path') else []
+    stats = []
+    for path in sorted({p for pair in paths for p in ([pair] if isinstance(pair, str) else pair)}):
+        found = os.stat(path)
+        stats.append([os.path.basename(path), found.st_size, found.st_mtime_ns])
+    return len(images), digest([len(images), stats])
+
+
+def read_run(path):
+    """The result in a file; None when there is no usable one."""
+    try:
+        with open(path, encoding='utf-8') as f:
+            run = json.load(f)
+    except (OSError, ValueError):
+        return None
+    return run if isinstance(run, dict) and run.get('format') == RUN_FORMAT else None
+
+
+def write_json(path, value):
+    """Write strict JSON: infinite PSNR becomes text, which float() takes back."""
+    def strict(value):
+        if isinstance(value, dict):
+            return {key: strict(v) for key, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [strict(v) for v in value]
+        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    with atomic_write(path, 'w', encoding='utf-8') as f:
+        json.dump(strict(value), f, indent=1, allow_nan=False)
+        f.write('\n')
+
+
+def digest(value):
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
