@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from datasets.images import MAX_PIXELS, TooLarge
 from engine.rendering import picture as pictures
 from engine.rendering import video as videos
 from engine.checkpoint import load_model
@@ -110,7 +111,10 @@ def make_renderer(args, device):
 
 def enlarge_picture(source, target, renderer, size_of, args):
     started = time.time()
-    picture = pictures.read_picture(source, None if args.insist else pictures.MAX_SOURCE)
+    try:
+        picture = pictures.read_picture(source, None if args.insist else MAX_PIXELS)
+    except TooLarge as error:
+        raise UserError(f'{error.found}: add --insist if it is meant to be this large') from None
     size = size_of(*picture.size)
     check_scale(renderer.model, picture.size, size, args.region)
     for remark in pictures.check_output(target, picture, size):

@@ -1,26 +1,28 @@
-"""Reading image files: always uint8 RGB (H, W, 3), whatever the file holds."""
+"""Opening image files, for training and for rendering: one place for formats, size limits, damage and 16-bit PNG."""
 import collections
 import concurrent.futures
+import contextlib
+import functools
 import io
 import os
+import struct
 import threading
-import warnings
+import zlib
 
 import numpy as np
-import torch
 from PIL import Image
 
 from utils import UserError
 
 
-try:
-    from torchvision.io import ImageReadMode, decode_image
-except ImportError:
-    decode_image = None
-
 FORMATS = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.bmp': 'BMP', '.tif': 'TIFF', '.tiff': 'TIFF',
-           '.webp': 'WEBP', '.gif': 'GIF', '.ppm': 'PPM', '.pgm': 'PPM'}
+           '.webp': 'WEBP', '.gif': 'GIF', '.ppm': 'PPM', '.pgm': 'PPM', '.avif': 'AVIF', '.heic': 'HEIF',
+           '.heif': 'HEIF'}
 MAX_PIXELS = 178_956_970  # Pillow's own threshold for a decompression bomb: half a gigabyte of RGB
+WEBP_SIDE = 16383  # the longest side of a WebP frame; the header of an animation can claim more
+IMAGE_DEPTH = 32997  # TIFF tag: the number of slices of a volume
+# The seven passes of an interlaced PNG: first row and column, steps between rows and between columns.
+ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
 
 _pillow_limit = threading.Lock()
 
@@ -29,55 +31,105 @@ class BadImage(UserError):
     """One image, or one pair, that cannot be used. Training can be told to skip these; other mistakes stop it."""
 
 
+class TooLarge(BadImage):
+    """An image with more pixels than allowed. `found` is the message without the advice, which programs replace."""
+
+    @classmethod
+    def of(cls, found, advice):
+        error = cls(f'{found}: {advice}')
+        error.found = found
+        return error
+
+
 def read_image(path, max_pixels=MAX_PIXELS):
     """The pixels of an image file: uint8 (H, W, 3), RGB.
 
-    Grey is repeated, palettes are looked up, alpha is dropped (not blended), 16 bits become 8 by round(v / 257).
-    An EXIF orientation is not applied, as in the published pipeline. max_pixels: the largest H * W that is
-    decoded, None for no limit. Raises BadImage, naming the file, for what is missing, damaged, too large or no image.
-
-    Pillow knows 16-bit colour only by its high byte, so such PNG files go through torchvision, as long as that has
-    decoders (it plans to drop them); 16-bit colour TIFF keeps the high byte, which is at most one level off.
+    Grey is repeated, palettes are looked up, alpha is dropped (not blended), 16 bits become 8 by round(v / 257); of
+    16-bit colour TIFF, Pillow reads the high byte only, which is at most one level off. EXIF orientation is not
+    applied, as in the published pipeline. max_pixels: the largest H * W to decode, None for no limit.
+    Raises BadImage, naming the file, when it is missing, damaged, too large or not an image.
     """
-    try:
-        with open(path, 'rb') as f:
-            data = f.read()
-        with _open(io.BytesIO(data), path, max_pixels) as image:
-            if image.format == 'PNG':
-                image.verify()  # the checksums: a damaged PNG can decode to wrong pixels without an error
-                if data[24] == 16 and data[25] != 0 and decode_image:  # bit depth, and a colour type beyond grey
-                    return _to_rgb8(_decode_png16(data))
-        with _open(io.BytesIO(data), path, max_pixels) as image:  # verify() leaves an image unusable
-            if image.mode == 'F':
-                raise BadImage(f'image {path} holds floating-point values: convert it to 8 or 16 bits')
-            if image.mode.startswith('I'):
-                return _to_rgb8(np.asarray(image))
-            image.info.pop('transparency', None)  # alpha is dropped; Pillow would warn
-            return np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))  # (H, W, 3)
-    except (BadImage, MemoryError):
-        raise
-    except FileNotFoundError:
-        raise BadImage(f'image {path} does not exist') from None
-    except Exception as error:  # decoders of damaged data fail in every way there is
-        raise _unreadable(path, error) from error
+    with open_image(path, max_pixels) as (image, data):
+        if is_png16(data):
+            pixels = decode_png16(data)
+            return _to_rgb8(pixels[..., :3 if pixels.shape[2] > 2 else 1])
+        if image.mode == 'F':
+            raise BadImage(f'image {path} holds floating-point values: convert it to 8 or 16 bits')
+        if image.mode.startswith('I'):
+            return _to_rgb8(np.asarray(image))
+        image.info.pop('transparency', None)  # alpha is dropped; Pillow would warn
+        return np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))  # (H, W, 3)
 
 
 def image_size(path, max_pixels=MAX_PIXELS):
-    """(H, W) from the header alone. Raises BadImage as `read_image` does, as far as the header tells."""
-    try:
-        with open(path, 'rb') as f, _open(f, path, max_pixels) as image:
-            return image.size[1], image.size[0]
-    except BadImage:
-        raise
-    except FileNotFoundError:
-        raise BadImage(f'image {path} does not exist') from None
-    except Exception as error:
-        raise _unreadable(path, error) from error
+    """(H, W) from the header alone, before EXIF orientation. Raises BadImage as `read_image` does, as far as the
+    header tells."""
+    with open_header(path, max_pixels) as image:
+        return image.size[1], image.size[0]
+
+
+@contextlib.contextmanager
+def open_header(path, max_pixels=MAX_PIXELS):
+    """Yield the PIL image of a file of which only the header has been read. Raises BadImage for any failure in the
+    `with` block."""
+    with _bad_image(path), open(path, 'rb') as f, _identify(f, path, max_pixels) as image:
+        yield image
+
+
+@contextlib.contextmanager
+def open_image(path, max_pixels=MAX_PIXELS, data=None):
+    """Yield (PIL image, not decoded yet; bytes of the file). Decoding it gives the first image of several.
+
+    data: the bytes of the file, if they are in memory already and `path` only names them. Raises BadImage for any
+    failure in the `with` block.
+    """
+    with _bad_image(path):
+        if data is None:
+            with open(path, 'rb') as f:
+                data = f.read()
+        if data[:4] == b'\x89PNG':
+            with _identify(io.BytesIO(data), path, max_pixels) as image:
+                image.verify()  # the checksums: a damaged PNG can decode to wrong pixels without an error
+        with _identify(io.BytesIO(data), path, max_pixels) as image:  # verify() leaves an image unusable
+            yield image, data
+
+
+def is_png16(data):
+    """Whether the bytes of a file are a PNG of 16 bits per sample."""
+    return data[:4] == b'\x89PNG' and data[24] == 16
+
+
+def decode_png16(data):
+    """The samples of a 16-bit PNG file, given as bytes: uint16 (H, W, C). Raises ValueError, OSError or zlib.error for
+    damaged data.
+
+    Pillow reads 16-bit colour as 8 bits: it undoes PNG's filters on all bytes, then keeps the high byte of each
+    sample. Decoding twice, for the high and for the low bytes, gives all 16 bits, with Pillow's speed and safety.
+    """
+    width, height, _, kind, _, _, interlaced = struct.unpack('>IIBBBBB', data[16:29])
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[kind]
+    _check_length(data, sum(h * (1 + w * 2 * channels) for h, w in _passes(height, width, interlaced) if w))
+    if channels == 1:
+        return _decode(data)[..., None].astype(np.uint16)
+    if channels == 2:  # grey and alpha take four bytes, like RGBA of 8 bits
+        return np.ascontiguousarray(_decode(data, 'RGBA')).view('>u2').astype(np.uint16)
+    mode = 'RGB' if channels == 3 else 'RGBA'
+    return _decode(data, f'{mode};16B').astype(np.uint16) << 8 | _decode(data, f'{mode};16L')
+
+
+def png_chunks(data, names):
+    """Yield the chunks (name, content) called `names` of a PNG file, given as bytes."""
+    at = 8
+    while at + 8 <= len(data):
+        length, name = struct.unpack_from('>I4s', data, at)
+        if name in names:
+            yield name, data[at + 8:at + 8 + length]
+        at += 12 + length
 
 
 def in_threads(function, items):
-    """Yield function(item) for each item, in order, computed by a thread per core (decoders release the lock);
-    at most two results a thread wait to be taken, so memory stays flat."""
+    """Yield function(item) for each item, in order, computed by one thread per core (decoders release the lock). At
+    most two results per thread wait to be taken, which bounds the memory."""
     threads = cores()
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         waiting = collections.deque()
@@ -90,38 +142,94 @@ def in_threads(function, items):
 
 
 def cores():
-    """CPU cores this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-def _open(file, path, max_pixels):
-    # Pillow's limit is a global without a name for the file; ours takes its place while a header is read. Naming the
-    # formats keeps out the ones that run other programs (EPS).
-    with _pillow_limit:
+@functools.cache
+def _formats():
+    with contextlib.suppress(ImportError):  # optional: HEIC
+        import pillow_heif
+        pillow_heif.register_heif_opener()
+    Image.init()
+    return sorted(set(FORMATS.values()) & set(Image.OPEN))  # not EPS, which would run another program
+
+
+def _identify(file, path, max_pixels):
+    """The PIL image in a file, after the checks that its header allows."""
+    with _pillow_limit:  # Pillow's limit is global and does not name the file: ours replaces it
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image = Image.open(file, formats=sorted(set(FORMATS.values())))
+            image = Image.open(file, formats=_formats())
+        except Image.UnidentifiedImageError:
+            file.seek(0)
+            raise _unknown(path, file.read(12)) from None
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     width, height = image.size
+    if image.format == 'TIFF' and image.tag_v2.get(IMAGE_DEPTH, 1) != 1:
+        raise BadImage(f'image {path} is a volume of {image.tag_v2[IMAGE_DEPTH]} slices: save the wanted slice as an '
+                       f'image')
+    if image.format == 'WEBP' and max(width, height) > WEBP_SIDE:
+        raise BadImage(f'image {path} has a header for {width}x{height} pixels, but WebP holds at most {WEBP_SIDE} per '
+                       f'side: it seems damaged; replace it')
     if max_pixels is not None and width * height > max_pixels:
-        raise BadImage(f'image {path} has {width}x{height} pixels, more than the limit of {max_pixels}: remove it, or '
-                       f'raise max_pixels of the dataset if it is meant to be this large')
+        raise TooLarge.of(f'image {path} has {width}x{height} pixels, more than the limit of {max_pixels}',
+                          'remove it, or raise max_pixels if it is meant to be this large')
     return image
 
 
-def _unreadable(path, error):
-    reason = str(error).split('\n')[0] or type(error).__name__
-    if isinstance(error, Image.UnidentifiedImageError):
-        reason = 'not an image in a known format'
-    return BadImage(f'image {path} cannot be read ({reason}): replace or remove it')
+def _unknown(path, head):
+    if not head:
+        return BadImage(f'image {path} is empty (0 bytes): replace or remove it')
+    if head[4:8] == b'ftyp':
+        return BadImage(f'image {path} seems to be HEIC or AVIF: install what reads it (pip install pillow-heif for '
+                        f'HEIC, Pillow 11.3 or newer for AVIF), or convert it to PNG')
+    if head[:4] in (b'II*\0', b'MM\0*'):
+        return BadImage(f'image {path} is damaged, or a TIFF of a kind that Pillow cannot read: convert it to PNG')
+    return BadImage(f'image {path} cannot be read (not an image in a known format): replace or remove it')
 
 
-def _decode_png16(data):
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', DeprecationWarning)
-        pixels = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
-    return pixels[:3 if len(pixels) >= 3 else 1].permute(1, 2, 0).numpy()  # (H, W, 3 or 1), without alpha
+@contextlib.contextmanager
+def _bad_image(path):
+    """Whatever fails inside becomes a BadImage of one line."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except FileNotFoundError:
+        raise BadImage(f'image {path} does not exist: check the name') from None
+    except IsADirectoryError:
+        raise BadImage(f'{path} is a folder, wanted an image') from None
+    except Exception as error:  # decoders of damaged data raise exceptions of any type
+        reason = str(error).split('\n')[0] or type(error).__name__
+        raise BadImage(f'image {path} cannot be read ({reason}): replace or remove it') from error
+
+
+def _passes(height, width, interlaced):
+    """(rows, columns) of each pass of a PNG."""
+    return [(-(-(height - top) // down), -(-(width - left) // right))
+            for top, left, down, right in (ADAM7 if interlaced else [(0, 0, 1, 1)])]
+
+
+def _check_length(data, size):
+    """Raise ValueError if a PNG's compressed data gives fewer than `size` bytes: Pillow leaves the rest black."""
+    inflate = zlib.decompressobj()
+    for _, part in png_chunks(data, (b'IDAT',)):
+        while part and size > 0:
+            size -= len(inflate.decompress(part, 1 << 20))
+            part = inflate.unconsumed_tail
+    if size > 0 and size > len(inflate.flush()):
+        raise ValueError('the image data ends too early')
+
+
+def _decode(data, rawmode=None):
+    """The pixels of a PNG file as Pillow unpacks them, by the given raw mode if any."""
+    with _identify(io.BytesIO(data), 'PNG', None) as image:
+        if rawmode:
+            codec, extents, offset, _ = image.tile[0]
+            image.tile = [(codec, extents, offset, rawmode)]
+        return np.asarray(image)
 
 
 def _to_rgb8(pixels):

@@ -31,6 +31,7 @@ from PIL import Image  # noqa: E402
 
 import engine  # noqa: E402, F401 (before torch: how its threads wait)
 from engine.rendering.api import load_renderer, to_numpy  # noqa: E402
+from datasets.images import TooLarge  # noqa: E402
 from engine.rendering.picture import read_picture  # noqa: E402
 from engine.rendering.png import write_png  # noqa: E402
 from engine.rendering.renderer import quantize  # noqa: E402
@@ -61,8 +62,8 @@ class Viewer:
         """Read a picture, of the file `name` or from bytes; its id. Raises UserError."""
         try:
             picture = read_picture(name, self.max_pixels, data)
-        except UserError as error:
-            raise UserError(str(error).replace('add --insist', 'start the viewer with a larger --max-pixels')) from None
+        except TooLarge as error:
+            raise UserError(f'{error.found}: start the viewer with a larger --max-pixels') from None
         img = picture.for_network()
         if picture.alpha is not None:
             img = img * picture.alpha + (1 - picture.alpha)  # on white

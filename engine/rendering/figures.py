@@ -1,5 +1,4 @@
 """What the scripts that make pictures share: the model's options, captions, regions seen sharp, and animations."""
-import contextlib
 import math
 import os
 import shutil
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 import models
 from engine.rendering.api import load_renderer, to_numpy
+from engine.rendering.picture import pillow_bytes, writable
 from engine.rendering.renderer import Renderer
 from engine.rendering.video import WRITES, write_video
 from utils import UserError, atomic_write
@@ -82,12 +82,13 @@ def tag(image, text, corner, size=None):
 
 
 def save_image(image, path):
-    """Write a PIL image whole or not at all, in the format of the name's suffix."""
+    """Write a PIL image, completely or not at all, in the format of the name's suffix. Raises UserError."""
     kind = Image.registered_extensions().get(os.path.splitext(path)[1].lower())
     if kind not in Image.SAVE:
         raise UserError(f'output {path}: wanted a name that ends in .png, .jpg or .webp')
+    options = {'quality': 92, 'subsampling': 0} if kind == 'JPEG' else {}
     with writable(path), atomic_write(path) as f:
-        image.save(f, kind, **({'quality': 92, 'subsampling': 0} if kind == 'JPEG' else {}))
+        f.write(pillow_bytes(image, kind, **options))
 
 
 def save_animation(path, frames, count, size, fps, desc):
@@ -99,7 +100,7 @@ def save_animation(path, frames, count, size, fps, desc):
         with writable(path):
             write_video(path, frames, size, fps)
     elif suffix:
-        raise UserError(f'output {path}: wanted a name that ends in {", ".join(WRITES)}, or one without suffix, for a '
+        raise UserError(f'output {path}: wanted a name that ends in {", ".join(WRITES)}, or one without suffix for a '
                         f'folder of PNG frames')
     else:
         _save_frames(path.rstrip('/'), frames)
@@ -112,21 +113,13 @@ def _save_frames(path, frames):
         temporary = tempfile.mkdtemp(dir=os.path.dirname(os.path.abspath(path)), prefix='.frames')
         try:
             for i, frame in enumerate(frames):
-                Image.fromarray(frame).save(os.path.join(temporary, f'{i:05d}.png'))
+                with open(os.path.join(temporary, f'{i:05d}.png'), 'wb') as f:
+                    f.write(pillow_bytes(Image.fromarray(frame), 'PNG'))
             os.chmod(temporary, 0o755)
             os.replace(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-
-
-@contextlib.contextmanager
-def writable(path):
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f'{path} cannot be written ({error.strerror or error}): choose another place, or free some '
-                        f'space') from error
 
 
 # Numbers on the command line.

@@ -2,6 +2,7 @@
 import glob
 import os
 
+from datasets.images import FORMATS
 from engine.rendering import picture as pictures
 from engine.rendering import video as videos
 from utils import UserError
@@ -53,7 +54,7 @@ def find_sources(inputs, output):
 
 def is_known(path):
     name = os.path.basename(path)
-    return not name.startswith('.') and (videos.is_video(path) or os.path.splitext(name)[1].lower() in pictures.READS)
+    return not name.startswith('.') and (videos.is_video(path) or os.path.splitext(name)[1].lower() in FORMATS)
 
 
 def mirrored(name):
@@ -61,7 +62,7 @@ def mirrored(name):
     stem, suffix = os.path.splitext(name)
     if videos.is_video(name):
         return name if suffix.lower() in videos.WRITES else stem + '.mp4'
-    return name if pictures.READS.get(suffix.lower()) in pictures.WRITES else stem + '.png'
+    return name if FORMATS.get(suffix.lower()) in pictures.WRITES else stem + '.png'
 
 
 def is_still(source, target):

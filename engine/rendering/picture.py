@@ -1,52 +1,50 @@
-"""Picture files, read and written with everything that must survive: alpha, grey, 16 bits, orientation, ICC profile,
+"""Image files read and written with everything that must survive: alpha, grey, 16 bits, orientation, ICC profile,
 resolution (DPI), EXIF.
 
     picture = read_picture('in.png')
     scene = renderer.open(picture.for_network())
     write_picture('out.png', picture, size, scene.rectangles(size))
 
-Pillow reads 16-bit colour as 8 bits without a word and does not write it, so such PNG goes through engine/rendering/png.py, and
-such TIFF through tifffile, an optional package.
+Files are opened by datasets/images.py. Pillow does not write 16-bit colour: such PNG goes through
+engine/rendering/png.py, and such TIFF through tifffile, an optional package.
 """
+import contextlib
 import io
 import math
 import os
 import struct
-import threading
 import zlib
 from typing import NamedTuple, Optional
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, features
 
-from engine.rendering.png import read_chunks, read_png16, write_png
+from datasets.images import FORMATS, MAX_PIXELS, BadImage, decode_png16, is_png16, open_header, open_image, png_chunks
+from engine.rendering.png import write_png
 from engine.rendering.renderer import grid_axis, quantize
 from utils import UserError, atomic_write
 
 
-READS = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WEBP', '.tif': 'TIFF', '.tiff': 'TIFF',
-         '.bmp': 'BMP', '.gif': 'GIF'}
-WRITES = ('PNG', 'JPEG', 'WEBP', 'TIFF')
-LONGEST_SIDE = {'PNG': 2 ** 31 - 1, 'JPEG': 65500, 'WEBP': 16383, 'TIFF': 2 ** 31 - 1}
-MAX_SOURCE = 178_956_970  # pixels a file may unpack to, Pillow's own limit: half a gigabyte of RGB
-ORIENTATION, EXIF_IFD, GPS_IFD = 0x0112, 0x8769, 0x8825
+WRITES = ('PNG', 'JPEG', 'WEBP', 'TIFF', 'AVIF')
+LONGEST_SIDE = {'PNG': 2 ** 31 - 1, 'JPEG': 65500, 'WEBP': 16383, 'TIFF': 2 ** 31 - 1, 'AVIF': 16384}
+JPEG_EXIF = 65533  # bytes: EXIF must fit one segment
+ORIENTATION, EXIF_IFD, GPS_IFD, MAKER_NOTE = 0x0112, 0x8769, 0x8825, 0x927C
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 PIXEL_WIDTH, PIXEL_HEIGHT = 0xA002, 0xA003
-# What EXIF says of the scene rather than of the file: description, maker, model, software, date, artist, copyright.
+# The EXIF tags that describe the scene rather than the file: description, maker, model, software, date, artist,
+# copyright.
 DESCRIPTIVE = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)
-COLOUR_CHUNKS = (b'gAMA', b'cHRM', b'sRGB', b'cICP')  # of PNG, beside the ICC profile
-
-_pillow_limit = threading.Lock()
+COLOUR_CHUNKS = (b'gAMA', b'cHRM', b'sRGB', b'cICP')  # PNG chunks that define colour, besides the ICC profile
 
 
 class Picture(NamedTuple):
-    """A picture as its file meant it, upright.
+    """The content of an image file, upright.
 
-    colour: (3 or 1, h, w) float32 in [0, 1]; alpha: (1, h, w) likewise, not multiplied in, or None; depth: 8 or 16;
-    icc: an ICC profile; dpi: (horizontal, vertical); exif: {directory: {tag: value}}, directory 0 being the main one;
-    chunks: PNG's own words on colour.
+    colour: (3 or 1, h, w) float32 in [0, 1]; alpha: (1, h, w) likewise, not multiplied in, or None; depth: 8 or 16
+    bits; icc: the ICC profile; dpi: (horizontal, vertical); exif: {directory: {tag: value}}, directory 0 is the main
+    one; chunks: PNG chunks that define colour; remarks: sentences on what could not be kept.
     """
     colour: torch.Tensor
     alpha: Optional[torch.Tensor] = None
@@ -55,107 +53,69 @@ class Picture(NamedTuple):
     dpi: Optional[tuple] = None
     exif: dict = {}
     chunks: tuple = ()
+    remarks: tuple = ()
 
     @property
     def size(self):
         return tuple(self.colour.shape[-2:])
 
     def for_network(self):
-        """RGB (3, h, w): grey repeated, and under transparent pixels the colours around them, since what a file
-        holds there (often black) would seep into the edges."""
+        """RGB (3, h, w): grey repeated; fully transparent pixels take the colours around them, because the colour
+        stored there (often black) would spread into the edges."""
         colour = self.colour if self.alpha is None else _bleed(self.colour, self.alpha)
         return colour.expand(3, -1, -1)
 
 
 # Reading.
 
-def read_picture(path, max_pixels=MAX_SOURCE, data=None):
-    """The picture in a PNG, JPEG, WebP, TIFF, BMP or GIF file (the first of several).
+def read_picture(path, max_pixels=MAX_PIXELS, data=None):
+    """The Picture in an image file of a kind in datasets.images.FORMATS (the first image of several).
 
-    max_pixels: the largest h * w that is unpacked, None for no limit; data: the bytes of the file, where they are at
-    hand and `path` only names them. Raises UserError, naming the file, for what is
-    missing, damaged, too large, of more than 16 bits or no picture.
+    max_pixels: the largest h * w to decode, None for no limit; data: the bytes of the file, if they are in memory
+    already and `path` only names them. Raises BadImage, naming the file, when it is missing, damaged, too large, of
+    more than 16 bits or not an image.
     """
-    try:
-        if data is None:
-            with open(path, 'rb') as f:
-                data = f.read()
-        with _open(data, path, max_pixels) as image:
-            if image.format == 'PNG':
-                image.verify()  # the checksums: a damaged PNG can decode to wrong pixels without an error
-        with _open(data, path, max_pixels) as image:  # verify() leaves an image unusable
-            return _read(image, data, path)
-    except (UserError, MemoryError):
-        raise
-    except FileNotFoundError:
-        raise UserError(f'{path} does not exist: check the name') from None
-    except IsADirectoryError:
-        raise UserError(f'{path} is a folder, wanted a picture') from None
-    except Image.UnidentifiedImageError:
-        kind = 'TIFF of a rare kind' if data[:4] in (b'II*\0', b'MM\0*') else 'file of another kind than PNG, JPEG, ' \
-            'WebP, TIFF, BMP and GIF'
-        raise UserError(f'{path} is a {kind}: convert it to PNG') from None
-    except Exception as error:  # decoders of damaged data fail in every way there is
-        reason = str(error).split('\n')[0] or type(error).__name__
-        raise UserError(f'{path} cannot be read ({reason}): it seems damaged; replace it') from error
+    with open_image(path, max_pixels, data) as (image, data):
+        return _read(image, data, path)
 
 
 def picture_size(path):
-    """(h, w) of a picture, upright, from its header alone; None where it has no readable one."""
+    """(h, w) of an image file, upright, from its header alone; None if it cannot be read."""
     try:
-        with open(path, 'rb') as f, _open(f, path, None) as image:
+        with open_header(path, None) as image:
             width, height = image.size
-            if image.format == 'TIFF':  # whose size some versions of Pillow have turned already
+            if image.format == 'TIFF':  # some versions of Pillow have turned its size already
                 width, height = image.tag_v2[256], image.tag_v2[257]
-            # Asked for the EXIF of a PNG that begins without any, Pillow would decode all of it.
+            # For the EXIF of a PNG that does not begin with it, Pillow would decode the whole image.
             plain = image.format == 'PNG' and 'exif' not in image.info
-            turned = not plain and image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
-            return (width, height) if turned else (height, width)
-    except Exception:  # as in read_picture
+            return (width, height) if not plain and _orientation(image) in (5, 6, 7, 8) else (height, width)
+    except BadImage:
         return None
 
 
-def _open(data, path, max_pixels):
-    # Pillow's limit is a global without a name for the file; ours takes its place while a header is read. Naming the
-    # formats keeps out the ones that run other programs (EPS).
-    with _pillow_limit:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=sorted({*READS.values()}))
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-    width, height = image.size
-    if max_pixels is not None and width * height > max_pixels:
-        raise UserError(f'{path} unpacks to {width}x{height} pixels, more than the limit of {max_pixels}: add --insist '
-                        f'if it is meant to be this large')
-    return image
-
-
 def _read(image, data, path):
-    icc, dpi, exif = image.info.get('icc_profile'), image.info.get('dpi'), _read_exif(image)
-    turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+    icc, dpi, (exif, remarks) = image.info.get('icc_profile'), _dpi(image), _read_exif(image)
     if _is_deep(image, data):
-        pixels = _decode_png16(image, data) if image.format == 'PNG' else _decode_tiff16(image, data, path)
+        pixels = decode_png16(data) if image.format == 'PNG' else _decode_tiff16(image, data, path)
+        pixels = _with_transparent_colour(pixels, image.info.get('transparency'))
     else:
         pixels, kept = _decode(image, path, bool(icc))
         icc = icc if kept else None
-    if dpi is None:
-        dpi = _exif_dpi(image.getexif())
-    # Pillow may have turned a TIFF, and forgotten the tag then; so it is asked for again.
-    pixels = _upright(pixels, image.getexif().get(ORIENTATION, 1))  # (h, w, C)
-    dpi = _checked_dpi(dpi, swap=turned)
-    chunks = tuple(read_chunks(data, COLOUR_CHUNKS)) if image.format == 'PNG' else ()
+    # Read again after decoding: Pillow may have turned a TIFF by now, and then it has dropped the tag.
+    pixels = _upright(pixels, _orientation(image))  # (h, w, C)
+    chunks = tuple(png_chunks(data, COLOUR_CHUNKS)) if image.format == 'PNG' else ()
     depth = 16 if pixels.dtype == np.uint16 else 8
     values = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1).contiguous() / (2 ** depth - 1)  # (C, h, w)
     opaque = len(values) in (1, 3)
-    return Picture(values if opaque else values[:-1], None if opaque else values[-1:], depth, icc, dpi, exif, chunks)
+    colour, alpha = (values, None) if opaque else (values[:-1], values[-1:])
+    return Picture(colour, alpha, depth, icc, dpi, exif, chunks, remarks)
 
 
 def _is_deep(image, data):
-    """Whether a file holds 16-bit samples that Pillow would not give as they are."""
-    if image.format == 'PNG':
-        return data[24] == 16  # IHDR's bit depth
-    return image.format == 'TIFF' and image.mode != 'F' and max(image.tag_v2.get(258, (1,))) == 16
+    """Whether a file holds 16-bit samples that Pillow would reduce to 8 bits."""
+    if image.format == 'TIFF':
+        return image.mode != 'F' and max(image.tag_v2.get(258, (1,))) == 16
+    return is_png16(data)
 
 
 def _decode(image, path, has_profile):
@@ -189,13 +149,12 @@ def _channels(image):
     return pixels.reshape(*pixels.shape[:2], -1)  # (h, w, C)
 
 
-def _decode_png16(image, data):
-    pixels = read_png16(data)  # (h, w, C)
-    key = image.info.get('transparency')  # one colour that stands for nothing
-    if key is not None and pixels.shape[2] in (1, 3):
-        visible = (pixels != np.asarray(key, np.uint16)).any(axis=-1, keepdims=True)
-        pixels = np.concatenate([pixels, visible * np.uint16(65535)], axis=-1)
-    return pixels
+def _with_transparent_colour(pixels, key):
+    """Pixels (h, w, C) with an alpha channel that is 0 where they have the colour `key`, if there is one."""
+    if key is None or pixels.shape[2] not in (1, 3):
+        return pixels
+    visible = (pixels != np.asarray(key, np.uint16)).any(axis=-1, keepdims=True)
+    return np.concatenate([pixels, visible * np.uint16(65535)], axis=-1)
 
 
 def _decode_tiff16(image, data, path):
@@ -244,26 +203,49 @@ def _upright(pixels, orientation):
     return np.ascontiguousarray(pixels[::-1 if rows else 1, ::-1 if columns else 1])
 
 
+def _orientation(image):
+    """EXIF's orientation, 1 to 8; 1 if it cannot be read."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged EXIF raises exceptions of any type
+        return 1
+
+
 def _read_exif(image):
-    found = image.getexif()
-    exif = {0: {tag: found[tag] for tag in DESCRIPTIVE if tag in found}}
-    for directory in (EXIF_IFD, GPS_IFD):
-        exif[directory] = dict(found.get_ifd(directory))
-    return {directory: tags for directory, tags in exif.items() if tags}
+    """({directory: {tag: value}} with the entries that can be written again, remarks on the others)."""
+    exif, lost = {}, 0
+    for directory in (0, EXIF_IFD, GPS_IFD):
+        kept = {}
+        try:
+            tags = image.getexif() if directory == 0 else dict(image.getexif().get_ifd(directory))
+            chosen = [tag for tag in tags if tag in DESCRIPTIVE or directory]
+        except Exception:  # damaged EXIF raises exceptions of any type, here and below
+            chosen, lost = [], lost + 1
+        for tag in chosen:
+            try:
+                kept[tag] = tags[tag]
+                _exif_bytes({directory: {tag: tags[tag]}})
+            except Exception:
+                kept.pop(tag, None)
+                lost += 1
+        if kept:
+            exif[directory] = kept
+    return exif, (f'{lost} damaged entries of its EXIF are left out',) if lost else ()
 
 
-def _exif_dpi(exif):
-    per_inch = {2: 1, 3: 2.54}.get(exif.get(RESOLUTION_UNIT))
-    if per_inch and X_RESOLUTION in exif and Y_RESOLUTION in exif:
-        return float(exif[X_RESOLUTION]) * per_inch, float(exif[Y_RESOLUTION]) * per_inch
-    return None
-
-
-def _checked_dpi(dpi, swap):
-    dpi = tuple(float(v) for v in dpi) if dpi else ()
-    if len(dpi) != 2 or not all(math.isfinite(v) and 0.1 < v < 1e6 for v in dpi):
+def _dpi(image):
+    """(horizontal, vertical) pixels per inch of the upright image; None if the file states none, or nonsense."""
+    try:
+        exif, dpi = image.getexif(), image.info.get('dpi')
+        if dpi is None:
+            per_inch = {2: 1, 3: 2.54}[exif[RESOLUTION_UNIT]]
+            dpi = float(exif[X_RESOLUTION]) * per_inch, float(exif[Y_RESOLUTION]) * per_inch
+        x, y = (float(v) for v in dpi)
+    except Exception:  # as in _read_exif
         return None
-    return dpi[::-1] if swap else dpi
+    if not all(math.isfinite(v) and 0.1 < v < 1e6 for v in (x, y)):
+        return None
+    return (y, x) if _orientation(image) in (5, 6, 7, 8) else (x, y)
 
 
 # Alpha.
@@ -298,38 +280,43 @@ def _alpha_at(alpha, y, x):
 # Writing.
 
 def file_format(path):
-    """'PNG', 'JPEG', 'WEBP' or 'TIFF', by the name of a file to be written. UserError for other names."""
+    """'PNG', 'JPEG', 'WEBP', 'TIFF' or 'AVIF', by the name of a file to be written. Raises UserError for others."""
     suffix = os.path.splitext(path)[1].lower()
-    if READS.get(suffix) not in WRITES:
+    kind = FORMATS.get(suffix)
+    if kind not in WRITES:
         raise UserError(f'output {path}: found {suffix or "no suffix"!r}, wanted a name that ends in '
-                        f'{", ".join(s for s, name in READS.items() if name in WRITES)}')
-    return READS[suffix]
+                        f'{", ".join(s for s, name in FORMATS.items() if name in WRITES)}')
+    if kind == 'AVIF' and not features.check('avif'):
+        raise UserError(f'output {path}: the installed Pillow cannot write AVIF: pip install "pillow>=11.3", or name a '
+                        f'.png file')
+    return kind
 
 
 def check_output(path, picture, size):
-    """Whether a file can hold the picture at size (H, W), before anything is rendered: UserError if not, else a list
-    of remarks on what its format cannot keep."""
+    """Check, before anything is rendered, that a file can hold the picture at size (H, W). Returns a list of remarks
+    on what is lost. Raises UserError if the file cannot hold it."""
     kind = file_format(path)
-    (height, width), channels, remarks = size, len(picture.colour) + (picture.alpha is not None), []
+    (height, width), channels = size, len(picture.colour) + (picture.alpha is not None)
     if max(size) > LONGEST_SIDE[kind]:
-        raise UserError(f'output {path}: {width}x{height} pixels, but {kind} holds at most {LONGEST_SIDE[kind]} a '
+        raise UserError(f'output {path}: {width}x{height} pixels, but {kind} holds at most {LONGEST_SIDE[kind]} per '
                         f'side: name a .png file')
     if kind == 'TIFF' and height * width * channels * picture.depth // 8 > 4_000_000_000:
         raise UserError(f'output {path}: {width}x{height} pixels do not fit the 4 GB of a TIFF: name a .png file')
     if kind == 'TIFF' and picture.depth == 16 and channels > 1:
         _tifffile(path)
-    if kind in ('JPEG', 'WEBP') and picture.depth == 16:
-        remarks.append(f'{kind} holds 8 bits: the 16 bits of the source are rounded; .png or .tif keep them')
+    remarks = [*picture.remarks, *_metadata(picture, size, kind)[1]]
+    if kind not in ('PNG', 'TIFF') and picture.depth == 16:
+        remarks.append(f'{kind} holds 8 bits: the 16 bits of the source are rounded; .png and .tif keep them')
     if kind == 'JPEG' and picture.alpha is not None:
-        remarks.append('JPEG holds no transparency: the picture is laid on white; .png, .webp or .tif keep it')
+        remarks.append('JPEG holds no transparency: the image is laid on white; .png, .webp, .avif and .tif keep it')
     return remarks
 
 
 def write_picture(path, picture, size, rectangles, region=None, quality=95):
-    """Write what a Scene renders of picture.for_network(), and put back what the network does not see.
+    """Write what a Scene renders of picture.for_network(), with the metadata and channels of `picture`.
 
     rectangles: (top, left, RGB (3, rows, columns)) in [0, 1], as Scene.rectangles(size, region) yields them;
-    quality: of JPEG and WebP, 1 to 100 (100: WebP without loss). Grey is averaged back to one channel, alpha
+    quality: of JPEG, WebP and AVIF, 1 to 100 (100: lossless WebP). Grey is averaged back to one channel, alpha is
     interpolated. The file appears when it is complete. Raises UserError when it cannot be written.
     """
     kind = file_format(path)
@@ -337,22 +324,36 @@ def write_picture(path, picture, size, rectangles, region=None, quality=95):
     keep_alpha = kind != 'JPEG'
     channels = len(picture.colour) + (keep_alpha and picture.alpha is not None)
     bands = _bands(_finish(picture, size, rectangles, region, depth, keep_alpha), size[1])
+    with writable(path), atomic_write(path) as f:
+        if kind == 'PNG':
+            write_png(f, bands, size, channels, depth, _png_chunks(picture, size))
+            return
+        pixels, top = np.empty((*size, channels), np.uint16 if depth == 16 else np.uint8), 0
+        for band in bands:
+            pixels[top:top + len(band)] = band
+            top += len(band)
+        if kind == 'TIFF' and depth == 16 and channels > 1:
+            f.write(_tiff16(picture, pixels))
+        else:
+            f.write(_encoded(picture, pixels, kind, quality))
+
+
+@contextlib.contextmanager
+def writable(path):
+    """Inside, failures of the file system become a UserError."""
     try:
-        with atomic_write(path, 'w+b') as f:
-            if kind == 'PNG':
-                write_png(f, bands, size, channels, depth, _png_chunks(picture, size))
-                return
-            pixels, top = np.empty((*size, channels), np.uint16 if depth == 16 else np.uint8), 0
-            for band in bands:
-                pixels[top:top + len(band)] = band
-                top += len(band)
-            if kind == 'TIFF' and depth == 16 and channels > 1:
-                _write_tiff16(f, picture, pixels)
-            else:
-                _save(f, picture, pixels, kind, quality)
+        yield
     except OSError as error:
         raise UserError(f'{path} cannot be written ({error.strerror or error}): choose another place or free some '
                         f'space') from error
+
+
+def pillow_bytes(image, kind, **options):
+    """A PIL image as the bytes of a file. Given a real file, Pillow's JPEG encoder ignores short writes, so a full
+    disk would leave a cut image behind."""
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return data.getbuffer()
 
 
 def _finish(picture, size, rectangles, region, depth, keep_alpha):
@@ -397,42 +398,57 @@ def _png_chunks(picture, size):
         chunks.append((b'iCCP', b'ICC profile\0\0' + zlib.compress(picture.icc)))
     if picture.dpi:
         chunks.append((b'pHYs', struct.pack('>IIB', *(round(v / 0.0254) for v in picture.dpi), 1)))
-    if picture.exif:
-        chunks.append((b'eXIf', _exif(picture, size).tobytes()[6:]))  # without the 'Exif' mark of JPEG
+    exif = _metadata(picture, size, 'PNG')[0]
+    if exif:
+        chunks.append((b'eXIf', exif[6:]))  # without the 'Exif' mark of JPEG
     return chunks
 
 
-def _save(f, picture, pixels, kind, quality):
-    options = {'icc_profile': picture.icc, 'dpi': picture.dpi}
-    exif = _exif(picture, pixels.shape[:2])
+def _encoded(picture, pixels, kind, quality):
+    """The bytes of a JPEG, WebP, AVIF or TIFF file of pixels (H, W, C)."""
+    options = {'icc_profile': picture.icc, 'dpi': picture.dpi, 'exif': _metadata(picture, pixels.shape[:2], kind)[0]}
     if kind == 'WEBP':
         options.update(quality=quality, lossless=quality == 100)
-        if picture.dpi:  # WebP has no other place for it
-            exif.update({X_RESOLUTION: picture.dpi[0], Y_RESOLUTION: picture.dpi[1], RESOLUTION_UNIT: 2})
     elif kind == 'JPEG':
         options.update(quality=quality, subsampling=0)
+    elif kind == 'AVIF':
+        options.update(quality=quality, subsampling='4:4:4')
     elif not {*picture.exif} - {0}:  # Pillow's compressed TIFF cannot hold the further directories of EXIF
         options.update(compression='tiff_adobe_deflate')
-    options = {key: value for key, value in options.items() if value is not None}
-    if len(exif):
-        options['exif'] = exif.tobytes()  # as bytes, since TIFF loses the directories of an object
-    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(f, kind, **options)
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    return pillow_bytes(image, kind, **{key: value for key, value in options.items() if value})
 
 
-def _write_tiff16(f, picture, pixels):
-    colours, data = len(picture.colour), io.BytesIO()  # tifffile wants a file that has a name, or none
+def _tiff16(picture, pixels):
+    """The bytes of a TIFF file of 16-bit pixels (H, W, C)."""
+    colours, data = len(picture.colour), io.BytesIO()
     _tifffile('output').imwrite(
         data, pixels, photometric='rgb' if colours == 3 else 'minisblack', planarconfig='contig', metadata=None,
         extrasamples=['unassalpha'] if pixels.shape[2] > colours else None, compression='zlib', predictor=True,
         iccprofile=picture.icc, resolution=picture.dpi, resolutionunit=2 if picture.dpi else None)
-    f.write(data.getbuffer())
+    return data.getbuffer()
 
 
-def _exif(picture, size):
-    """The EXIF of a picture that is upright and now of size (H, W)."""
+def _metadata(picture, size, kind):
+    """(EXIF of an upright image of size (H, W) as bytes, empty for none; remarks on what does not fit)."""
+    exif = {directory: dict(tags) for directory, tags in picture.exif.items()}
+    if EXIF_IFD in exif:
+        exif[EXIF_IFD].update({PIXEL_WIDTH: size[1], PIXEL_HEIGHT: size[0]})
+    if kind in ('WEBP', 'AVIF') and picture.dpi:  # these have no other place for it
+        resolution = {X_RESOLUTION: picture.dpi[0], Y_RESOLUTION: picture.dpi[1], RESOLUTION_UNIT: 2}
+        exif[0] = {**exif.get(0, {}), **resolution}
+    data = _exif_bytes(exif) if exif else b''
+    if kind != 'JPEG' or len(data) <= JPEG_EXIF:
+        return data, ()
+    exif.get(EXIF_IFD, {}).pop(MAKER_NOTE, None)
+    data = _exif_bytes(exif)
+    if len(data) <= JPEG_EXIF:
+        return data, ("the EXIF is too long for a JPEG: the camera's maker note is left out",)
+    return b'', ('the EXIF is too long for a JPEG: it is left out',)
+
+
+def _exif_bytes(directories):
     exif = Image.Exif()
-    for directory, tags in picture.exif.items():
+    for directory, tags in directories.items():
         (exif.get_ifd(directory) if directory else exif).update(tags)
-    if EXIF_IFD in picture.exif:
-        exif.get_ifd(EXIF_IFD).update({PIXEL_WIDTH: size[1], PIXEL_HEIGHT: size[0]})
-    return exif
+    return exif.tobytes()

@@ -12,7 +12,7 @@ import datasets
 from datasets.check import check_headers, problems
 from scripts import check_data, resize
 from tests.common import ROOT
-from tests.image_files import folder, make_folder, make_pairs, noise, save
+from tests.image_files import folder, hostile_pngs, make_folder, make_pairs, noise, save
 from utils import UserError
 
 
@@ -128,6 +128,38 @@ def test_check_data_as_a_program(config, tmp_path):
                             capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert result.returncode == 2 and 'hr/3.png cannot be read' in result.stdout
     assert result.stderr.splitlines()[-1].startswith('error: 1 problem found') and 'Traceback' not in result.stderr
+
+
+READ_ALL = """
+import sys
+from datasets.images import BadImage, read_image
+from tests.image_files import make_folder
+for cache in ('none', 'in_memory', 'bin'):
+    images, refused = make_folder(sys.argv[1], cache=cache), 0
+    for i in range(len(images)):
+        try:
+            images[i]
+        except BadImage as error:
+            assert str(error).count(chr(10)) == 0
+            refused += 1
+    print(cache, refused)
+"""
+
+
+def test_hostile_16_bit_pngs_are_reported_and_kill_nothing(tmp_path):
+    (tmp_path / 'hr').mkdir()
+    for name, data in hostile_pngs().items():
+        (tmp_path / 'hr' / f'{name}.png').write_bytes(data)
+    spec = {'dataset': {'name': 'image-folder', 'args': {'root_path': 'hr'}},
+            'wrapper': {'name': 'sr-implicit-downsampled', 'args': {'inp_size': 1}}, 'batch_size': 1}
+    (tmp_path / 'test.yaml').write_text(yaml.safe_dump({'test_dataset': spec}))
+    check = subprocess.run([sys.executable, os.path.join(ROOT, 'scripts', 'check_data.py'), 'test.yaml'],
+                           capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert check.returncode == 2 and check.stderr.splitlines()[-1].startswith('error: 13 problems found'), check.stderr
+    assert check.stdout.count('cannot be read') == 13 and 'Traceback' not in check.stderr
+    read = subprocess.run([sys.executable, '-c', READ_ALL, str(tmp_path / 'hr')], capture_output=True, text=True,
+                          cwd=ROOT, timeout=120)
+    assert read.stdout.split() == ['none', '13', 'in_memory', '13', 'bin', '13'], read.stderr
 
 
 def test_resize(tmp_path, capsys):

@@ -16,10 +16,11 @@ from torch import nn
 import demo
 import models
 from engine.checkpoint import load_model, save_checkpoint
+from datasets.images import decode_png16
 from engine.rendering import renderer as render
 from engine.rendering import sizes
 from engine.rendering.picture import read_picture
-from engine.rendering.png import read_png16, write_png
+from engine.rendering.png import write_png
 from engine.rendering.renderer import Renderer
 from tests.common import small_model, small_spec
 from tests.conftest import ROOT
@@ -192,7 +193,7 @@ def test_wrong_options(tmp_path, upscale, options, message):
 
 def test_insisting_lifts_the_limits(upscale, monkeypatch):
     monkeypatch.setattr(sizes, 'MAX_OUTPUT', 5000)
-    monkeypatch.setattr(demo.pictures, 'MAX_SOURCE', 100)
+    monkeypatch.setattr(demo, 'MAX_PIXELS', 100)
     with pytest.raises(UserError, match='63x41 pixels, more than the limit of 100: add --insist'):
         upscale(PHOTO, '--scale', '1')
     with pytest.raises(UserError, match='--insist'):
@@ -288,7 +289,7 @@ def test_16_bits_have_no_bands(tmp_path, upscale, checkpoints):
     ramp = np.linspace(20000, 20600, 30).astype(np.uint16)[:, None, None] + np.zeros((1, 20, 3), np.uint16)
     with open(tmp_path / 'deep.png', 'wb') as f:
         write_png(f, [ramp], (30, 20), 3, 16)
-    found = read_png16(open(upscale(str(tmp_path / 'deep.png'), '--scale', '4'), 'rb').read())
+    found = decode_png16(open(upscale(str(tmp_path / 'deep.png'), '--scale', '4'), 'rb').read())
     assert found.shape == (120, 80, 3) and len(np.unique(found)) > 100  # three levels of 8 bits
     model, norm = load_model(checkpoints['liif'], 'cpu')
     scene = Renderer(model, norm).open(torch.from_numpy(ramp.astype(np.float32)).permute(2, 0, 1) / 65535)

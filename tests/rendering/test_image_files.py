@@ -1,9 +1,12 @@
-"""Picture files: what is read, what survives being written, what is refused. Pillow, torchvision and tifffile serve
-as independent readers and writers."""
+"""Image files: what is read, what survives being written, what is refused. Pillow, torchvision and tifffile serve as
+independent readers and writers."""
 import contextlib
 import io
 import os
+import shutil
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 
@@ -11,11 +14,13 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, features
 from torchvision.io import ImageReadMode, decode_image
 
+from datasets.images import BadImage, decode_png16, png_chunks
 from engine.rendering.picture import (
     EXIF_IFD,
+    GPS_IFD,
     ORIENTATION,
     PIXEL_WIDTH,
     Picture,
@@ -25,7 +30,9 @@ from engine.rendering.picture import (
     read_picture,
     write_picture,
 )
-from engine.rendering.png import read_chunks, read_png16, write_png
+from engine.rendering.png import write_png
+from tests.common import ROOT
+from tests.image_files import png_file
 from utils import UserError
 
 
@@ -43,12 +50,6 @@ def png(pixels, chunks=()):
     f = io.BytesIO()
     write_png(f, [pixels], pixels.shape[:2], pixels.shape[2], 8 * pixels.itemsize, chunks)
     return f.getvalue()
-
-
-def file_of(chunks):
-    return b'\x89PNG\r\n\x1a\n' + b''.join(
-        struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
-        for name, data in chunks)
 
 
 def decode(data):
@@ -74,10 +75,22 @@ def save(path, image, **options):
     return str(path)
 
 
+def need_avif(suffix):
+    if suffix == '.avif' and not features.check('avif'):
+        pytest.skip('this Pillow has no AVIF')
+
+
 def copy(picture, path, **options):
     """Write a picture at its own size and read it again."""
     write_picture(str(path), picture, picture.size, whole(picture), **options)
     return read_picture(str(path))
+
+
+def use_isal(wanted, monkeypatch):
+    if wanted:
+        pytest.importorskip('isal')
+    else:
+        monkeypatch.setattr('engine.rendering.png.isal_zlib', None)
 
 
 # The PNG writer.
@@ -85,7 +98,9 @@ def copy(picture, path, **options):
 @pytest.mark.parametrize('channels', [1, 2, 3, 4])
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
 @pytest.mark.parametrize('size', [(1, 1), (3, 1), (1, 5), (67, 41), (700, 500)])
-def test_png_is_exact(channels, dtype, size):
+@pytest.mark.parametrize('isal', [False, True])
+def test_png_is_exact(channels, dtype, size, isal, monkeypatch):
+    use_isal(isal, monkeypatch)
     rng = np.random.default_rng(size[0])
     noise = rng.integers(0, np.iinfo(dtype).max + 1, (*size, channels)).astype(dtype)
     for pixels in (noise, np.sort(noise, axis=0), np.zeros_like(noise)):
@@ -112,17 +127,31 @@ def test_16_bit_png_is_read_as_torchvision_does(kind, channels, size, interlaced
         raw += rows.tobytes() if w else b''
     chunks = [(b'IHDR', struct.pack('>IIBBBBB', width, height, 16, kind, 0, 0, interlaced)),
               (b'IDAT', zlib.compress(raw)), (b'IEND', b'')]
-    data = file_of(chunks)
-    assert np.array_equal(read_png16(data), decode(data))
-    with pytest.raises(ValueError, match='end is missing'):
-        read_png16(file_of([chunks[0], (b'IDAT', zlib.compress(raw[:-1])), chunks[2]]))
+    data = png_file(chunks)
+    assert np.array_equal(decode_png16(data), decode(data))
+    with pytest.raises(ValueError, match='ends too early'):
+        decode_png16(png_file([chunks[0], (b'IDAT', zlib.compress(raw[:-1])), chunks[2]]))
 
 
-def test_png_is_as_small_as_pillows():
+@pytest.mark.parametrize('isal, most', [(False, 1.03), (True, 1.08)])
+def test_png_is_about_as_small_as_pillows(isal, most, monkeypatch):
+    use_isal(isal, monkeypatch)
     pixels = skimage.data.astronaut()
     f = io.BytesIO()
     Image.fromarray(pixels).save(f, 'PNG')
-    assert len(png(pixels)) < 1.03 * f.tell()
+    assert len(png(pixels)) < most * f.tell()
+
+
+def test_a_tall_16_bit_png_takes_little_memory():
+    """1x30000 RGBA, from 600 bytes, once took 6.9 GB: memory must be proportional to the pixels."""
+    rows = (b'\4' + b'\1' * 8) * 30000
+    header = struct.pack('>IIBBBBB', 1, 30000, 16, 6, 0, 0, 0)
+    data = png_file([(b'IHDR', header), (b'IDAT', zlib.compress(rows)), (b'IEND', b'')])
+    tracemalloc.start()
+    pixels = decode_png16(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * pixels.nbytes and np.array_equal(pixels, decode(data))
 
 
 def test_png_is_written_in_flat_memory(tmp_path):
@@ -303,11 +332,75 @@ def test_profile_resolution_and_exif_survive(tmp_path, source, target):
         assert np.allclose([float(v) for v in dpi], (300, 150), atol=0.1)
 
 
+def rational(a, b):
+    return TiffImagePlugin.IFDRational(a, b)
+
+
+def exif_entry(tag, kind, count, value):
+    return struct.pack('<HHI', tag, kind, count) + value
+
+
+def odd_exif():
+    """EXIF with a good make and latitude, and entries of the wrong type that cameras and phones write."""
+    make = exif_entry(0x010F, 2, 4, b'Cam\0')
+    gps = [exif_entry(0, 2, 4, b'2200'),  # GPSVersionID as text
+           exif_entry(1, 2, 2, b'N\0\0\0'), exif_entry(6, 10, 1, struct.pack('<I', 200)),  # altitude -5/1
+           exif_entry(7, 2, 4, b'10:2')]  # GPSTimeStamp as text
+    main = [make, exif_entry(GPS_IFD, 4, 1, struct.pack('<I', 100))]
+    data = b'II*\0' + struct.pack('<IH', 8, len(main)) + b''.join(main) + bytes(4)
+    data = data.ljust(100, b'\0') + struct.pack('<H', len(gps)) + b''.join(gps) + bytes(4)
+    return b'Exif\0\0' + data.ljust(200, b'\0') + struct.pack('<ii', -5, 1)
+
+
+@pytest.mark.parametrize('source', ['.png', '.jpg', '.webp'])
+@pytest.mark.parametrize('target', ['.png', '.jpg', '.webp', '.tif', '.avif'])
+def test_odd_exif_is_kept_as_far_as_possible(tmp_path, source, target):
+    need_avif(target)
+    picture = read_picture(save(tmp_path / f'a{source}', CHELSEA, exif=odd_exif()))
+    assert picture.exif[0] == {0x010F: 'Cam'} and picture.exif[GPS_IFD][1] == 'N'
+    remarks = check_output(f'b{target}', picture, picture.size)
+    assert len(remarks) == 1 and 'damaged entries of its EXIF' in remarks[0]
+    again = copy(picture, tmp_path / f'b{target}')
+    assert again.exif == picture.exif and again.remarks == ()
+
+
+@pytest.mark.parametrize('target', ['.png', '.jpg', '.webp', '.tif', '.avif'])
+def test_exif_with_gps_alone_survives(tmp_path, target):
+    need_avif(target)
+    gps = {1: 'N', 2: (rational(47, 1), rational(3, 1), rational(5, 2)), 6: rational(12, 1)}
+    picture = Picture(torch.rand(3, 8, 9), exif={GPS_IFD: gps})
+    assert copy(picture, tmp_path / f'a{target}').exif == {GPS_IFD: gps}
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_random_exif_never_stops_an_image(tmp_path):
+    rng = np.random.default_rng(0)
+    whole = bytearray(odd_exif())
+    for case in range(150):
+        damaged = bytearray(whole)
+        for at in rng.integers(14, len(whole), rng.integers(1, 30)):
+            damaged[at] = rng.integers(256)
+        picture = read_picture(save(tmp_path / 'a.jpg', CHELSEA, exif=bytes(damaged)))
+        target = tmp_path / f'b{(".png", ".jpg", ".webp", ".tif")[case % 4]}'
+        assert copy(picture, target).size == picture.size and check_output(str(target), picture, (9, 9)) is not None
+
+
+def test_exif_too_long_for_a_jpeg(tmp_path):
+    exif = {0: {0x010F: 'Cam'}, EXIF_IFD: {0x927C: bytes(70_000)}}  # a maker note
+    picture = Picture(torch.rand(3, 8, 9), exif=exif)
+    assert check_output('a.png', picture, (8, 9)) == []
+    assert 'maker note' in check_output('a.jpg', picture, (8, 9))[0]
+    assert copy(picture, tmp_path / 'a.jpg').exif[0] == {0x010F: 'Cam'}
+    picture = Picture(torch.rand(3, 8, 9), exif={0: {0x010F: 'x' * 70_000}})
+    assert 'too long for a JPEG: it is left out' in check_output('a.jpg', picture, (8, 9))[0]
+    assert copy(picture, tmp_path / 'a.jpg').exif == {}
+
+
 def test_pngs_own_words_on_colour_survive(tmp_path):
     gamma = (b'gAMA', struct.pack('>I', 100000))
     (tmp_path / 'a.png').write_bytes(png(CHELSEA, [gamma]))
     copy(read_picture(str(tmp_path / 'a.png')), tmp_path / 'b.png')
-    assert list(read_chunks((tmp_path / 'b.png').read_bytes(), (b'gAMA',))) == [gamma]
+    assert list(png_chunks((tmp_path / 'b.png').read_bytes(), (b'gAMA',))) == [gamma]
 
 
 # Alpha.
@@ -370,6 +463,42 @@ def test_opaque_stays_opaque(tmp_path, suffix):
     assert torch.equal((picture.colour * 255).round().byte(), torch.from_numpy(CHELSEA).permute(2, 0, 1))
 
 
+# Other formats.
+
+def test_avif(tmp_path):
+    need_avif('.avif')
+    pixels = np.dstack([CHELSEA, CHELSEA[..., 1]])
+    picture = copy(read_picture(save(tmp_path / 'a.png', pixels, dpi=(300, 300), icc_profile=SRGB)), tmp_path / 'b.avif')
+    assert np.abs(picture.colour.permute(1, 2, 0).numpy() * 255 - CHELSEA).mean() < 3
+    assert (picture.alpha[0] * 255 - torch.from_numpy(CHELSEA[..., 1])).abs().mean() < 3
+    assert picture.icc == SRGB and np.allclose(picture.dpi, (300, 300), atol=0.1)
+
+
+def test_heic_is_read_upright(tmp_path):
+    pillow_heif = pytest.importorskip('pillow_heif')
+    pillow_heif.register_heif_opener()
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    try:
+        path = save(tmp_path / 'a.heic', CHELSEA, exif=exif.tobytes(), quality=95)
+    except (RuntimeError, OSError):
+        pytest.skip('this pillow-heif cannot write')
+    picture = read_picture(path)
+    assert picture.size == picture_size(path) == (83, 61)
+    assert np.abs(picture.colour.permute(1, 2, 0).numpy() * 255 - np.rot90(CHELSEA, -1)).mean() < 6
+
+
+def test_a_webp_animation_with_a_false_header_is_refused(tmp_path):
+    frames = [Image.fromarray(np.roll(CHELSEA, i, 0)) for i in range(3)]
+    path = save(tmp_path / 'a.webp', frames[0], save_all=True, append_images=frames[1:], lossless=True)
+    assert np.array_equal(read_picture(path).colour.mul(255).round().permute(1, 2, 0).numpy(), CHELSEA)
+    data = bytearray(open(path, 'rb').read())
+    data[24:27] = struct.pack('<I', 2_000_000)[:3]  # the width; 122 million pixels, below the limit
+    (tmp_path / 'a.webp').write_bytes(data)
+    with pytest.raises(BadImage, match='2000001x61.*seems damaged'):
+        read_picture(path)
+
+
 # Bad input, bad output.
 
 @pytest.mark.parametrize('suffix', ['.png', '.jpg', '.webp', '.tif', '.gif', '.bmp'])
@@ -404,7 +533,13 @@ def test_a_flipped_bit_in_a_png_is_found(tmp_path):
 
 def test_what_is_no_picture(tmp_path):
     (tmp_path / 'a.png').write_text('a letter')
-    for name, reason in [('a.png', 'another kind'), ('absent.png', 'does not exist'), ('', 'is a folder')]:
+    (tmp_path / 'a.heic').write_bytes(struct.pack('>I', 24) + b'ftypheic' + bytes(40))
+    (tmp_path / 'empty.jpg').write_bytes(b'')
+    tifffile = pytest.importorskip('tifffile')
+    tifffile.imwrite(tmp_path / 'volume.tif', np.zeros((3, 32, 32), np.uint8), photometric='minisblack',
+                     volumetric=True, tile=(3, 16, 16))
+    for name, reason in [('a.png', 'not an image'), ('absent.png', 'does not exist'), ('', 'is a folder'),
+                         ('empty.jpg', 'is empty'), ('volume.tif', '3 slices'), ('a.heic', 'pillow-heif')]:
         with pytest.raises(UserError, match=reason):
             read_picture(str(tmp_path / name))
     with pytest.raises(UserError, match='more than 16 bits'):
@@ -414,8 +549,8 @@ def test_what_is_no_picture(tmp_path):
 def test_decompression_bombs(tmp_path):
     header = struct.pack('>IIBBBBB', 60000, 60000, 8, 2, 0, 0, 0)
     chunks = [(b'IHDR', header), (b'IDAT', zlib.compress(b'')), (b'IEND', b'')]
-    (tmp_path / 'bomb.png').write_bytes(file_of(chunks))
-    with pytest.raises(UserError, match='60000x60000.*--insist'):
+    (tmp_path / 'bomb.png').write_bytes(png_file(chunks))
+    with pytest.raises(UserError, match='60000x60000.*max_pixels'):
         read_picture(str(tmp_path / 'bomb.png'))
     path = save(tmp_path / 'a.png', CHELSEA)
     with pytest.raises(UserError, match='83x61'):
@@ -449,3 +584,65 @@ def test_a_failure_leaves_what_was_there(tmp_path, suffix):
     assert path.read_bytes() == b'before' and os.listdir(tmp_path) == [path.name]
     with pytest.raises(UserError, match='cannot be written'):
         write_picture(str(tmp_path / 'none' / f'a{suffix}'), Picture(torch.rand(3, 4, 5)), (4, 5), rectangles())
+
+
+WRITE = """
+import os, resource, signal, sys
+import numpy as np, torch
+from PIL import Image
+from engine.rendering.figures import save_image
+from engine.rendering.picture import Picture, write_picture
+from utils import UserError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+os.chdir(sys.argv[1])
+pixels = torch.rand(3, 40, 60, generator=torch.Generator().manual_seed(0))
+writers = {f'a{suffix}': lambda path: write_picture(path, Picture(pixels), (40, 60), [(0, 0, pixels)])
+           for suffix in ('.jpg', '.png', '.webp', '.tif')}
+image = Image.fromarray((pixels * 255).byte().permute(1, 2, 0).numpy())
+writers |= {f'figure{suffix}': lambda path: save_image(image, path) for suffix in ('.jpg', '.png')}
+for name, write in writers.items():
+    write(name)
+    size, results = os.path.getsize(name), []
+    os.remove(name)
+    for room in (0, 1, 512, size // 2, size - 1, size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+        try:
+            write(name)
+            results.append(os.path.getsize(name) == size)
+        except UserError as error:
+            results.append('cannot be written' in str(error) and os.listdir() == [])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    print(name, all(results), os.listdir() == [name])
+    os.remove(name)
+"""
+
+
+def test_a_short_write_never_leaves_a_cut_file(tmp_path):
+    """A limit on the size of files cuts writes as a full disk does."""
+    pytest.importorskip('resource')
+    done = subprocess.run([sys.executable, '-c', WRITE, str(tmp_path)], capture_output=True, text=True, cwd=ROOT,
+                          timeout=120)
+    assert [line.split()[1:] for line in done.stdout.splitlines()] == [['True', 'True']] * 6, done.stdout + done.stderr
+
+
+def test_a_full_disk_never_leaves_a_cut_file(tmp_path):
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', str(tmp_path)]
+    if not shutil.which('mount') or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip('needs the right to mount a small file system')
+    try:
+        picture, path = Picture(torch.rand(3, 60, 60)), tmp_path / 'a.jpg'
+        write_picture(str(path), picture, (60, 60), whole(picture))
+        size, written = path.stat().st_size, 0
+        for filled in range(0, 64 * 1024, 4096):
+            path.unlink(missing_ok=True)
+            (tmp_path / 'filler').write_bytes(bytes(filled))
+            try:
+                write_picture(str(path), picture, (60, 60), whole(picture))
+            except UserError as error:
+                assert 'No space left' in str(error) and os.listdir(tmp_path) == ['filler']
+            else:
+                written += 1
+                assert path.stat().st_size == size
+        assert 0 < written < 16
+    finally:
+        subprocess.run(['umount', str(tmp_path)], check=True)
