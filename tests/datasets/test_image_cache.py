@@ -3,6 +3,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import warnings
 import zlib
 
 import numpy as np
@@ -105,12 +106,69 @@ def test_a_damaged_cache_file_is_made_anew(tmp_path):
     for case in range(40):
         data = bytearray(whole[:rng.integers(len(whole))] if case % 2 else whole)
         if case % 2 == 0:
-            data[rng.integers(2 * 192, len(data))] ^= 1 << rng.integers(8)  # in the index; pixels have no checksum
+            data[rng.integers(2 * 192, len(data))] ^= 1 << rng.integers(8)  # in the index
         path.write_bytes(data)
         assert_same(plain, make_folder(root, cache='bin'))
         assert path.read_bytes() == whole
     path.write_bytes(b'')
     assert_same(plain, make_folder(root, cache='bin'))
+
+
+def test_damaged_pixels_are_noticed_and_decoded_again(tmp_path):
+    root = folder(tmp_path / 'a', ['0.png', '1.png'], size=(70, 90))
+    plain = make_folder(root)
+    make_folder(root, cache='bin')
+    path = tmp_path / '_bin_a.pack'
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        data = bytearray(whole)
+        at = rng.integers(2 * 70 * 90 * 3)
+        data[at] ^= 1 << rng.integers(8)
+        path.write_bytes(data)
+        images = make_folder(root, cache='bin')
+        with pytest.warns(UserWarning, match=f'{at // (70 * 90 * 3)}.png in the cache .*_bin_a.pack are damaged'):
+            assert_same(plain, images)
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')  # once
+            assert_same(plain, images)
+    path.write_bytes(whole[:4096] + bytes(4096) + whole[8192:])  # a lost block
+    with pytest.warns(UserWarning, match='damaged'):
+        assert_same(plain, make_folder(root, cache='bin'))
+
+
+def test_forked_workers_share_which_images_were_compared(tmp_path, monkeypatch):
+    images = make_folder(folder(tmp_path / 'a', ['0.png', '1.png']), cache='bin')
+    worker = multiprocessing.get_context('fork').Process(target=images.image, args=(0,))
+    worker.start()
+    worker.join(timeout=60)
+    compared = []
+    checksum = pack._checksum
+    monkeypatch.setattr(pack, '_checksum', lambda pixels: compared.append(1) or checksum(pixels))
+    images.image(0), images.image(1), images.image(1)
+    assert len(compared) == 1
+
+
+def test_a_lost_beginning_is_noticed(tmp_path):
+    root = folder(tmp_path / 'a', ['0.png', '1.png'])
+    make_folder(root, cache='bin')
+    path = tmp_path / '_bin_a.pack'
+    whole = path.read_bytes()
+    for lost in (1, 192, 384):
+        path.write_bytes(whole[lost:])
+        assert_same(make_folder(root), make_folder(root, cache='bin'))
+        assert path.read_bytes() == whole
+
+
+def test_a_source_replaced_by_one_of_equal_size_and_date_is_noticed(tmp_path):
+    root = folder(tmp_path / 'a', ['0.bmp'])
+    make_folder(root, cache='bin')
+    path = tmp_path / 'a' / '0.bmp'
+    before = os.stat(path)
+    save(path, noise(8, 8, 3, seed=5))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (os.stat(path).st_size, os.stat(path).st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert np.array_equal(make_folder(root, cache='bin').image(0), noise(8, 8, 3, seed=5))
 
 
 def test_bad_files_are_reported_when_they_are_asked_for(tmp_path):
@@ -180,14 +238,15 @@ def test_ten_thousand_images_cost_one_file_and_no_memory_of_their_own(tmp_path):
     with open(tmp_path / '_bin_a.pack', 'rb') as f:
         pixels = f.read(20 * 300 * 300 * 3)
     # The same 20 images stand for all: an index of 10,000 names over the same pixels.
-    table = np.zeros((10_000, 5), dtype='<i8')
+    table = np.zeros((10_000, 7), dtype='<i8')
     names = sorted(os.listdir(root))
     table[:, 0] = np.arange(10_000) % 20 * 300 * 300 * 3
     table[:, 1:3] = 300
-    table[:, 3:] = pack._stamps(root, names)
+    table[:, 3] = pack._checksum(np.frombuffer(pixels[:300 * 300 * 3], np.uint8))
+    table[:, 4:] = pack._stamps(root, names)
     index = table.tobytes() + json.dumps(names).encode()
     (tmp_path / '_bin_a.pack').write_bytes(pixels + index + pack.TRAILER.pack(
-        pack.MAGIC, 10_000, len(index) - 400_000, zlib.crc32(index)))
+        pack.MAGIC, 10_000, len(index) - 560_000, zlib.crc32(index)))
     files, memory = len(os.listdir('/proc/self/fd')), private_mb()
     images = make_folder(root, cache='bin')
     total = sum(int(images.image(i)[::50, ::50].sum()) for i in range(10_000))
