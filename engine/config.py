@@ -36,9 +36,12 @@ def load_config(path, overrides=(), kind='train', check_paths=True):
     keys, other = keys_of(KINDS[kind]), {'train': 'test', 'test': 'train'}[kind]
     if f'{other}_dataset' in config and f'{kind}_dataset' not in config:
         check.fail('', f'{other}_dataset', f'{kind}_dataset', f'this is a {other} config, give another')
-    resume = config.get('resume')
-    if kind == 'train' and isinstance(resume, str) and (os.path.isfile(resume) or not check_paths):
-        keys.update({key: keys[key]._replace(default=None) for key in ('model', 'optimizer')})
+    resume, left_out = config.get('resume'), [key for key in ('model', 'optimizer') if config.get(key) is None]
+    if kind == 'train' and left_out and isinstance(resume, str):  # the checkpoint has them
+        if check_paths and not os.path.isfile(resume):
+            check.fail('resume', show(resume), f'a file that exists, since the config has no {left_out[0]}',
+                       'correct the path')
+        keys.update({key: keys[key]._replace(default=None) for key in left_out})
     config = check.table(config, keys, '')
     if config['eval_type'] == 'none':
         config['eval_type'] = None
@@ -48,6 +51,13 @@ def load_config(path, overrides=(), kind='train', check_paths=True):
     if kind == 'train':
         agree_schedule(check, config)
     return config
+
+
+def check_model(spec):
+    """Compare the spec {name, args} of a checkpoint's model, of whatever role, with the schema. Raises UserError."""
+    role = REGISTRIES['model'].roles.get(spec['name'], 'any')
+    Checker('model', check_paths=False).spec({'name': spec['name'], 'args': copy.deepcopy(spec.get('args'))},
+                                             'model' if role == 'any' else role, '', complete=False)
 
 
 # Reading.

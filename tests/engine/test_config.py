@@ -155,7 +155,8 @@ def test_resume_needs_no_model(folder):
     checkpoint = write(folder, b'', 'epoch-last.pth')
     config = load_config(path, [f'resume={checkpoint}'])
     assert config['model'] is None and config['optimizer'] is None and config['resume'] == checkpoint
-    assert 'model: found nothing' in load_or_message(path, ['resume=gone.pth'])[1]
+    assert "resume: found 'gone.pth', wanted a file that exists, since the config has no model" in \
+        load_or_message(path, ['resume=gone.pth'])[1]
     assert load_config(write(folder, tiny(folder)), ['resume=gone.pth'])['resume'] == 'gone.pth'  # to begin anew
 
 
