@@ -1,10 +1,7 @@
 """What is measured: the fast decode and the textbook formula, with the same model and the same inputs."""
 import contextlib
-import os
-import sys
 import time
 
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 import torch
 import torch.nn.functional as F
 
@@ -94,14 +91,14 @@ def training_batch(device, quick):
     return {'inp': inp, 'coord': coord, 'cell': cell.to(device).expand(b, q, 2), 'gt': gt}
 
 
-def product_stages(width, rows, layers, device, dtype=torch.float32):
+def product_stages(width, rows, layers, device, dtype=torch.float32, flops=None):
     """A plain product with ReLU, `layers` times over (rows, width), in buffers that are there from the beginning: what
     the decoder's hidden layers come down to."""
     random = torch.Generator().manual_seed(0)
     x, *buffers = (torch.rand(rows, width, generator=random).to(device, dtype) for _ in range(3))
     weights = [(torch.rand(width, width, generator=random) - 0.5).to(device, dtype) / width ** 0.5] * layers
     bias = torch.zeros(width, device=device, dtype=dtype)
-    repeat = max(1, round(PRODUCT_FLOPS[device.type] / (2 * rows * width * width * layers)))
+    repeat = max(1, round((flops or PRODUCT_FLOPS[device.type]) / (2 * rows * width * width * layers)))
 
     def run(_):
         for _ in range(repeat):

@@ -1,38 +1,28 @@
-"""Samples per second and core, and memory, of the data path against the straightforward one on floats.
-
-    python benchmarks/data.py
-
-Both make the samples of the paper's training (48x48 inputs, scales 1 to 4, augmentation, 2304 queries) from images of
-DIV2K's size held in memory. The straightforward path is the textbook order of steps: images as float tensors, crop,
-to PIL and back for the resize, flips, all coordinates, then a choice among them. Both are timed in turns, on one core.
-"""
-import functools
-import json
+"""Samples per second of one core by the data path and by the straightforward one on floats; and what half precision
+costs on photographs."""
 import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import transforms
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-from torchvision import transforms  # noqa: E402
+import datasets
+from benchmarks import cases, worker
+from engine.checkpoint import load_model
+from engine.rendering.renderer import Renderer
+from utils import calc_psnr, to_pixel_samples
 
-import datasets  # noqa: E402
-from utils import to_pixel_samples  # noqa: E402
-
-
-SIZE = 1356, 2040  # (H, W), the commonest of DIV2K
-INP_SIZE, SCALE_MAX, SAMPLE_Q = 48, 4, 2304
+INP_SIZE, SCALE_MAX, SAMPLE_Q = 48, 4, 2304  # the paper's training samples
+PHOTOGRAPHS, SCALES = ('astronaut', 'chelsea', 'coffee'), (2, 3, 4)  # of scikit-image, free to use
 
 
 def float_sample(image):
-    """One training sample the straightforward way; image: float32 (3, H, W) in [0, 1]."""
+    """A training sample by the textbook's order of steps; image: float32 (3, H, W) in [0, 1]."""
     s = random.uniform(1, SCALE_MAX)
     size = round(INP_SIZE * s)
     top, left = random.randint(0, image.shape[1] - size), random.randint(0, image.shape[2] - size)
@@ -46,90 +36,69 @@ def float_sample(image):
         lr, hr = lr.transpose(-2, -1), hr.transpose(-2, -1)
     coord, rgb = to_pixel_samples(hr)  # (size * size, 2), (size * size, 3)
     chosen = np.random.choice(len(coord), SAMPLE_Q, replace=False)
-    coord, rgb = coord[chosen], rgb[chosen]
-    return {'inp': lr, 'coord': coord, 'cell': torch.ones_like(coord) * 2 / size, 'gt': rgb}
-
-
-def make_folder(folder, images, size):
-    for i in range(images):
-        rng = np.random.default_rng(i)
-        small = Image.fromarray(rng.integers(0, 256, (size[0] // 8, size[1] // 8, 3), dtype=np.uint8))
-        small.resize(size[::-1], Image.BICUBIC).save(os.path.join(folder, f'{i}.png'), compress_level=1)
-
-
-def our_path(folder, cache):
-    """(what is kept, function of (index, rng) that makes a sample), with 8-bit pixels in memory or in a mapped file."""
-    images = datasets.make({'name': 'image-folder', 'args': {'root_path': folder, 'cache': cache}})
-    wrapper = datasets.make({'name': 'sr-implicit-downsampled', 'args': {
-        'inp_size': INP_SIZE, 'scale_max': SCALE_MAX, 'augment': True, 'sample_q': SAMPLE_Q}}, {'dataset': images})
-    return images, wrapper.sample
+    return {'inp': lr, 'coord': coord[chosen], 'cell': torch.ones(SAMPLE_Q, 2) * 2 / size, 'gt': rgb[chosen]}
 
 
 def float_path(folder):
-    """The same for the straightforward path, which draws from the global generators."""
+    """A function of (index, generator) that makes a sample."""
     images = datasets.make({'name': 'image-folder', 'args': {'root_path': folder}})
     images = [images[i] for i in range(len(images))]
-    return images, lambda index, rng: float_sample(images[index])
+    return lambda index, rng: float_sample(images[index])
 
 
-PATHS = {'in_memory': functools.partial(our_path, cache='in_memory'), 'bin': functools.partial(our_path, cache='bin'),
-         'float': float_path}
+def our_path(folder, cache):
+    images = datasets.make({'name': 'image-folder', 'args': {'root_path': folder, 'cache': cache}})
+    args = {'inp_size': INP_SIZE, 'scale_max': SCALE_MAX, 'augment': True, 'sample_q': SAMPLE_Q, 'dataset': images}
+    return datasets.make({'name': 'sr-implicit-downsampled', 'args': args}).sample
 
 
-def measure(images=8, samples=200, rounds=7, size=SIZE):
-    """A dict with, for the path on floats and for ours with each cache, `samples_per_second` of one core and
-    `mb_per_image`, the private memory that an image held ready costs; ours also as ratios to the path on floats,
-    `speedup` and `memory_ratio`."""
-    threads = torch.get_num_threads()
+def measure_data(device, quick):
+    """{'float', 'in_memory', 'bin': {samples_per_second, mb_per_image, speedup}}, on one core, by turns; mb_per_image:
+    pixels that a held image keeps in private memory (tests/datasets/test_image_cache.py holds it)."""
+    size = (256, 320) if quick else (1356, 2040)  # the commonest of DIV2K
+    count, samples, rounds = (2, 5, 1) if quick else (8, 200, 7)
+    pixels, threads = 3 * size[0] * size[1] / worker.MB, torch.get_num_threads()
+    memory, times = {'float': 4 * pixels, 'in_memory': pixels, 'bin': 0.0}, []
     torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(count):
+            small = np.random.default_rng(i).integers(0, 256, (size[0] // 8, size[1] // 8, 3), dtype=np.uint8)
+            Image.fromarray(small).resize(size[::-1]).save(os.path.join(folder, f'{i}.png'), compress_level=1)
+        paths = {'float': float_path(folder), **{cache: our_path(folder, cache) for cache in ('in_memory', 'bin')}}
+        for round_ in range(rounds + 1):
+            times.append({})
+            for name, sample in paths.items():
+                start = time.process_time()
+                for i in range(samples):
+                    sample(i % count, np.random.default_rng([round_, i]))
+                times[-1][name] = (time.process_time() - start) / samples
+    torch.set_num_threads(threads)
+    seconds = {name: statistics.median(t[name] for t in times[1:]) for name in paths}  # the first round warms up
+    return {name: {'samples_per_second': 1 / seconds[name], 'mb_per_image': memory[name],
+                   'speedup': seconds['float'] / seconds[name]} for name in paths}
+
+
+def measure_precision(device, quick, path=None):
+    """PSNR in dB per photograph and scale: bf16 against float32, and both against the truth. `weights` says whose: the
+    checkpoint's at `path`, or random ones, whose images are noise but whose rounding is alike."""
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            make_folder(folder, images, size)
-            paths = {name: path(folder) for name, path in PATHS.items()}
-            seconds = {name: [] for name in paths}
-            for round_ in range(rounds + 1):  # the first warms up
-                for name, (_, sample) in paths.items():
-                    start = time.process_time()
-                    for i in range(samples):
-                        sample(i % images, np.random.default_rng([round_, i]))
-                    seconds[name].append((time.process_time() - start) / samples)
-            seconds = {name: statistics.median(times[1:]) for name, times in seconds.items()}
-            memory = {name: _mb_per_image(name, folder) for name in paths}
-    finally:
-        torch.set_num_threads(threads)
-    result = {name: {'samples_per_second': 1 / seconds[name], 'mb_per_image': memory[name]} for name in paths}
-    for name in ('in_memory', 'bin'):
-        result[name].update(speedup=seconds['float'] / seconds[name], memory_ratio=memory[name] / memory['float'])
+        import skimage.data
+    except ImportError:
+        return {'not_measured': 'scikit-image, which brings the photographs, is not installed'}
+    model, norm = load_model(path, device) if path else (cases.make_model(device, quick), None)
+    model = model.to(memory_format=torch.channels_last)
+    result = {'weights': path or 'random (untrained)', 'images': []}
+    for name in PHOTOGRAPHS[:1] if quick else PHOTOGRAPHS:
+        image = getattr(skimage.data, name)()[:64 if quick else None]
+        for scale in SCALES[:1] if quick else SCALES:
+            h, w = image.shape[0] // scale, image.shape[1] // scale
+            truth = image[:h * scale, :w * scale]
+            small = np.asarray(Image.fromarray(truth).resize((w, h), Image.BICUBIC))
+            inp, truth = (torch.from_numpy(v.copy()).permute(2, 0, 1) / 255 for v in (small, truth))
+            exact, half = (Renderer(model, norm, precision=p).open(inp).render(truth.shape[1:])
+                           for p in ('float32', 'bf16'))
+            against = [calc_psnr(v[None], truth[None], 'div2k', scale).item() for v in (exact, half)]
+            result['images'].append({
+                'image': name, 'scale': scale, 'bf16_against_float32': calc_psnr(half[None], exact[None]).item(),
+                'float32_against_truth': against[0], 'bf16_against_truth': against[1], 'cost': against[0] - against[1]})
     return result
-
-
-def _mb_per_image(name, folder):
-    run = subprocess.run([sys.executable, os.path.abspath(__file__), '--memory', name, folder], check=True,
-                         capture_output=True, text=True)
-    return float(run.stdout)
-
-
-def _print_memory(name, folder):
-    """What reading the folder a second time adds: whatever is paid once, such as what the allocator keeps back from
-    decoding, is paid at the first."""
-    torch.set_num_threads(1)
-    held = []
-    for _ in range(2):
-        before = _private_mb()
-        images, sample = PATHS[name](folder)
-        held.append(images)
-        for i in range(50):
-            sample(i % len(images), np.random.default_rng(i))
-    print((_private_mb() - before) / len(images))
-
-
-def _private_mb():
-    with open('/proc/self/status') as f:
-        return next(int(line.split()[1]) / 1024 for line in f if line.startswith('RssAnon'))
-
-
-if __name__ == '__main__':
-    if sys.argv[1:2] == ['--memory']:
-        _print_memory(*sys.argv[2:])
-    else:
-        print(json.dumps(measure(), indent=1))

@@ -1,196 +1,147 @@
-"""Seconds of decoding and of training, fast path against textbook formula, and what they are made of."""
-import contextlib
-import functools
-import multiprocessing
+"""Seconds and memory of decoding and training, fast path and textbook formula, measured in processes by turns."""
 import statistics
-from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import cases, memory
-from engine.runtime import DTYPES, keep_freed_memory
-from models.decode import rows_per_chunk
+from benchmarks import cases, worker
 
-
-ROUNDS = {'cpu': 3, 'cuda': 11}
-PROCESSES = 3  # in turn for each side of a CPU's decode, since one may be lucky with its memory throughout
-QUERIES = 90000  # of an image that are timed on a CPU, the rest being alike, so that there is time for many rounds
+ROUNDS = 3  # processes of each kind
+QUERIES = 90000  # of an image that are timed on a CPU; the others take as long
 PRECISIONS = 'float32', 'bf16'
-SIDES = 'textbook', 'fast', 'product'
+SIDES = 'textbook', 'fast'
+LARGE = 1500, 2000, 2
+
+
+def by_turns(device, quick, kinds, **options):
+    """A dict a round: {kind: what `worker.measure` says}; a kind is (what, precision, whether freed memory is kept)."""
+    run = worker.measure if quick else worker.run  # each in a new process, which takes seconds
+    return [{kind: run(kind[0], device.type, precision=kind[1], keep=kind[2], quick=quick, **options)
+             for kind in kinds} for _ in range(1 if quick else ROUNDS)]
 
 
 def measure_decode(device, quick):
-    """Per case and precision: seconds of encoding and decoding by both, ratios, and the decoder's share of the rate at
-    which this machine does nothing but 256-wide products with ReLU; on a GPU the share of its matrix units' peak."""
-    rounds = 1 if quick else 2 if device.type == 'cpu' else ROUNDS[device.type]
-    peak = measure_peak(device, quick)
-    chosen = cases.QUICK['decode'] if quick else cases.DECODE + [cases.FRAME] * (device.type == 'cuda')
-    result = {'peak_gflops': peak, 'cases': [decode_case(c, rounds, device, quick, peak) for c in chosen]}
-    h, w, scale = chosen[-1] if device.type == 'cuda' else chosen[1]
-    result['profile'] = {'input': [h, w], 'scale': scale, **{
-        name: top_operators(*side_stages('fast', name, (h, w, scale), None, device, quick), False, device)
-        for name in PRECISIONS}}
+    """Per case and precision: seconds of encoding and decoding by both sides, their ratio, also where both keep freed
+    memory (`kept`), and the decoder's share of the rate of plain products."""
+    chosen = chosen_cases(device, quick)
+    result = {'cases': [decode_case(case, device, quick) for case in chosen]}
+    case = chosen[-1] if device.type == 'cuda' else chosen[1]
+    result['profile'] = {name: top_operators(worker.stages('fast', device, name, quick, case), device, name)
+                         for name in PRECISIONS}
     return result
 
 
-@contextlib.contextmanager
-def sides_apart(device, kept=False):
-    """`time_side`, on a CPU with a new process for each side, as people would run them; kept: ones that keep the memory
-    they free. How soon a process gets memory depends on what it did before."""
-    if device.type != 'cpu':
-        yield time_side
-        return
-    with contextlib.ExitStack() as stack:
-        processes = {side: stack.enter_context(ProcessPoolExecutor(
-            1, multiprocessing.get_context('spawn'), keep_freed_memory if kept else None)) for side in SIDES}
-        yield lambda side, *args: processes[side].submit(time_side, side, *args).result()
+def chosen_cases(device, quick):
+    return cases.QUICK['decode'] if quick else cases.DECODE + [cases.FRAME] * (device.type == 'cuda')
 
 
-def time_side(side, *args):
-    """(Seconds of the stages of one side: [encode, decode], of the product [all]; page faults on a CPU)."""
-    device = args[-2]
-    stages = {side: (*side_stages(side, *args), False)}
-    before = page_faults(device)
-    times = cases.interleave(stages, 1, device)[side][0]
-    return times, page_faults(device) - before
-
-
-def page_faults(device):
-    if device.type != 'cpu':
-        return 0
-    import resource  # of Unix
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-
-@functools.lru_cache(maxsize=4)
-def side_stages(side, precision, case, rows, device, quick):
-    """(Stages, the precision to run them under) of the first `rows` output rows of a case."""
+def decode_case(case, device, quick):
     h, w, scale = case
-    size = h * scale, w * scale
-    model = cases.make_model(device, quick)
-    inp = torch.rand(1, 3, h, w, generator=torch.Generator().manual_seed(0)).to(device) * 2 - 1
-    if side == 'textbook':
-        return cases.textbook_stages(model, inp, size, rows), precision
-    model = model.to(memory_format=torch.channels_last)
-    if side == 'fast':
-        return cases.fast_stages(model, inp, size, rows), precision
-    width, dtype = model.imnet.layers[-1].in_features, DTYPES[precision]
-    rows = rows_per_chunk(torch.empty(0, width, device=device, dtype=dtype))
-    return cases.product_stages(width, rows, 3, device, dtype), 'float32'
-
-
-def decode_case(case, rounds, device, quick, peak):
-    h, w, scale = case
-    size = h * scale, w * scale
-    rows = size[0] if device.type == 'cuda' else min(size[0], -(-QUERIES // size[1]))
-
-    few, portion = -(-cases.TEXTBOOK_CHUNK // size[1]), size[0] / rows
-    runs = []  # (whether its processes keep freed memory, what `time_side` says of each side and precision)
-    for kept in [False] if quick or device.type != 'cpu' else [False] * PROCESSES + [True]:
-        with sides_apart(device, kept) as timed:
-            for count in [0] + [rows] * rounds:  # the first is the warm-up
-                run = {f'{side} {name}': timed(side, name, case, count or few, device, quick)
-                       for name in PRECISIONS for side in SIDES}
-                if count:
-                    runs.append((kept, run))
-
-    def found(what, kept):
-        """Of each run: (seconds of encoding, of decoding the whole output); of the product (seconds,)."""
-        times = [run[what][0] for k, run in runs if k == kept]
-        return times if what.startswith('product') else [(encode, decode * portion) for encode, decode in times]
-
-    times = {what: found(what, False) for what in runs[0][1]}
-    result = {'input': [h, w], 'scale': scale, 'output': size, 'rows_timed': rows}
-    model = cases.make_model(device, quick)
+    rows = h * scale if device.type == 'cuda' else min(h * scale, -(-QUERIES // (w * scale)))
+    ways, portion = (False, True) if device.type == 'cpu' else (False,), h * scale / rows
+    kinds = [(what, name, keep) for name in PRECISIONS for what in (*SIDES, 'product')
+             for keep in (ways if what in SIDES else [False])]
+    runs = by_turns(device, quick, kinds, case=case, rows=rows, calls=3, skip=1)
+    times = {kind: [[run[kind]['seconds'][0], portion * run[kind]['seconds'][-1]] for run in runs] for kind in runs[0]}
+    flops = cases.decoder_flops(cases.make_model(device, quick), h * w * scale ** 2)
+    result = {'input': [h, w], 'scale': scale, 'rows_timed': rows}
     for name in PRECISIONS:
-        result[name] = {side: {'encode': median(t[0] for t in times[f'{side} {name}']),
-                               'decode': median(t[1] for t in times[f'{side} {name}'])}
-                        for side in ('textbook', 'fast')}
-        result[name]['ratio'] = ratio(times[f'textbook {name}'], times[f'fast {name}'])
-        decoders = ([t[1:] for t in times[f'{side} {name}']] for side in ('textbook', 'fast'))
-        result[name]['ratio_of_decoders'] = ratio(*decoders)
-        flops, product = cases.decoder_flops(model, size[0] * size[1]), times[f'product {name}']
-        product_flops = side_stages('product', name, case, rows, device, quick)[0][0].flops
-        result[name]['product_gflops'] = median(product_flops / t[0] / 1e9 for t in product)
-        result[name]['decoder_gflops'] = median(flops / t[1] / 1e9 for t in times[f'fast {name}'])
-        result[name]['share_of_product'] = median(
-            flops / t[1] / (product_flops / p[0]) for t, p in zip(times[f'fast {name}'], product))
-        if peak:
-            operations = count_flops(*side_stages('fast', name, case, rows, device, quick), False)
-            seconds = median(sum(t) for t in times[f'fast {name}'])
-            result[name]['share_of_peak'] = operations / seconds / 1e9 / peak[name]
-        if runs[-1][0]:
-            kept = {side: found(f'{side} {name}', True) for side in ('textbook', 'fast')}
-            result[name]['kept'] = {'ratio': ratio(kept['textbook'], kept['fast']),
-                                    **{side: median(map(sum, kept[side])) for side in kept}}
-            # Those of encoding are scaled with the rows, too, which counts them several times over.
-            result[name]['page_faults'] = {side: median(run[f'{side} {name}'][1] * portion for k, run in runs if not k)
-                                           for side in ('textbook', 'fast')}
-    result['bf16']['ratio_to_textbook_float32'] = ratio(times['textbook float32'], times['fast bf16'])
+        slow, fast = (times[side, name, False] for side in SIDES)
+        product = [run['product', name, False]['flops'] / run['product', name, False]['seconds'][0] for run in runs]
+        result[name] = {
+            **{side: {'encode': median(t[0] for t in found), 'decode': median(t[1] for t in found)}
+               for side, found in zip(SIDES, (slow, fast))},
+            'ratio': ratio(slow, fast), 'product_gflops': median(product) / 1e9,
+            'decoder_gflops': median(flops / t[1] for t in fast) / 1e9,
+            'share_of_product': median(flops / t[1] / rate for t, rate in zip(fast, product))}
+        if True in ways:
+            result[name]['kept'] = {'ratio': ratio(*(times[side, name, True] for side in SIDES)), **{
+                side: median(map(sum, times[side, name, True])) for side in SIDES}}
+    result['bf16']['ratio_to_textbook_float32'] = ratio(times['textbook', 'float32', False],
+                                                        times['fast', 'bf16', False])
     return result
 
 
 def measure_train(device, quick):
-    """A whole training step by both, in both precisions; its operations, and its share of the peak of a GPU."""
-    if device.type == 'cpu':
-        keep_freed_memory()
-    peak = measure_peak(device, quick)
-    sides = {f'{side} {name}': (stages(device, name, quick), name, True) for name in PRECISIONS
-             for side, stages in (('textbook', cases.textbook_step_stages), ('fast', cases.step_stages))}
-    cases.interleave(sides, 1 if quick else 5 if device.type == 'cuda' else 2, device)  # warm-up
-    times = cases.interleave(sides, 1 if quick else ROUNDS[device.type], device)
-    result = {'setting': dict(zip(('batch', 'side', 'queries'),
-                                  cases.QUICK['step'] if quick else (cases.BATCH, cases.SIDE, cases.QUERIES)))}
+    """A training step. `keep_freed_memory`, on a CPU: by processes that give freed memory back, as is the default, and
+    by ones that keep it, as train_liif.py does, with the ratio of the textbook's by default to ours as train_liif.py
+    runs it; the other numbers are of processes that keep it."""
+    ways = ('given_back', 'kept') if device.type == 'cpu' else ('kept',)
+    kinds = {(f'{prefix}step {name}', way): (f'{prefix}step', name, way == 'kept' and device.type == 'cpu')
+             for prefix in ('', 'textbook-') for name in PRECISIONS for way in ways}
+    runs = by_turns(device, quick, kinds.values(), calls=3 if quick else 6, skip=2)
+    times = {key: [run[kind]['seconds'] for run in runs] for key, kind in kinds.items()}
+    keeping = {}
+    for (name, way), kind in kinds.items():
+        keeping.setdefault(name, {})[way] = {'seconds': median(map(sum, times[name, way])),
+                                             'peak_mb': median(run[kind]['peak_mb'] for run in runs)}
+    result = {'profile': {}}
     for name in PRECISIONS:
-        result[name] = {side: {'seconds': median(sum(t) for t in times[f'{side} {name}'])}
-                        for side in ('textbook', 'fast')}
-        result[name]['ratio'] = ratio(times[f'textbook {name}'], times[f'fast {name}'])
-        result[name]['gflops'] = count_flops(*sides[f'fast {name}']) / 1e9 / result[name]['fast']['seconds']
-        if peak:
-            result[name]['share_of_peak'] = result[name]['gflops'] / peak[name]
-    result['bf16']['ratio_to_textbook_float32'] = ratio(times['textbook float32'], times['fast bf16'])
-    result['profile'] = {name: top_operators(*sides[f'fast {name}'], device) for name in PRECISIONS}
-    if device.type == 'cpu':
-        result['keep_freed_memory'] = memory.effect_of_keeping(quick)
-    return result
+        ours, theirs = f'step {name}', (f'textbook-step {name}', 'textbook-step float32')
+        functions, seconds = cases.step_stages(device, name, quick), keeping[ours]['kept']['seconds']
+        result[name] = {'textbook': keeping[theirs[0]]['kept'], 'fast': keeping[ours]['kept'],
+                        'gflops': count_flops(functions, device, name, True) / 1e9 / seconds}
+        for way, place in zip(ways[::-1], (result[name], keeping[ours])):
+            for key, their in zip(('ratio', 'ratio_to_textbook_float32'), theirs):
+                place[key] = ratio(times[their, way], times[ours, 'kept'])
+        result['profile'][name] = top_operators(functions, device, name, True)
+    return {**result, **({'keep_freed_memory': keeping} if device.type == 'cpu' else {})}
 
 
-def top_operators(stages, precision_name, gradients, device):
-    entry = {'it': (stages, precision_name, gradients)}
-    cases.interleave(entry, 2, device)  # warm-up
+def measure_memory(device, quick):
+    """MB: `cases` of decoding, beyond the 8-bit output; `large`: in tiles, in half precision; `train`: a step."""
+    h, w, scale = large = (40, 30, 2) if quick else LARGE
+    tiles = worker.run('render', device.type, precision='bf16', case=large, budget=512, quick=quick)
+    steps = by_turns(device, quick, [(what, name, False) for what in ('step', 'textbook-step') for name in PRECISIONS],
+                     calls=2)
+    return {'cases': [memory_of(case, device, quick) for case in chosen_cases(device, quick)],
+            'large': {'input': [h, w], 'scale': scale,  # the textbook formula would need its 576 channels
+                      'textbook_unfolded_features_mb': 576 * 4 * h * w / worker.MB,
+                      'fast': {'beyond_output_mb': tiles['peak_mb'] and tiles['peak_mb'] - output_mb(large)}},
+            'train': {f'{kind[0]} {kind[1]}': {'peak_mb': median(run[kind]['peak_mb'] for run in steps)}
+                      for kind in steps[0]}}
+
+
+def memory_of(case, device, quick):
+    """On a CPU two chunks of the textbook formula stand for all, which need as much; the floats of the other rows,
+    which would wait for them, are added."""
+    height, width = case[0] * case[2], case[1] * case[2]
+    rows = height if device.type == 'cuda' else min(height, -(-2 * cases.TEXTBOOK_CHUNK // width))
+    runs = by_turns(device, quick, [('textbook', 'float32', False), ('render', 'float32', False)], case=case, rows=rows)
+    slow, fast = (median(run[kind]['peak_mb'] for run in runs) for kind in runs[0])
+    waiting = 12 * (height - rows) * width / worker.MB
+    return {'input': case[:2], 'scale': case[2],
+            'textbook': {'beyond_output_mb': slow and slow + waiting - output_mb(case)},
+            'fast': {'beyond_output_mb': fast and fast - output_mb(case)}}
+
+
+def output_mb(case):
+    return 3 * case[0] * case[1] * case[2] ** 2 / worker.MB
+
+
+def top_operators(functions, device, precision, gradients=False):
+    entry = {'it': (functions, precision, gradients)}
+    cases.interleave(entry, 1, device)  # warm-up
     kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * (device.type == 'cuda')
     with torch.profiler.profile(activities=kinds) as profile:
         cases.interleave(entry, 1, device)
     time_of = {event: getattr(event, f'self_{"device" if device.type == "cuda" else "cpu"}_time_total')
                for event in profile.key_averages()}
     total = sum(time_of.values()) or 1
-    top = sorted(time_of, key=time_of.get, reverse=True)[:10]
     return [{'operator': event.key[:80], 'calls': event.count, 'ms': time_of[event] / 1e3,
-             'share': time_of[event] / total} for event in top]
+             'share': time_of[event] / total} for event in sorted(time_of, key=time_of.get, reverse=True)[:10]]
 
 
-def measure_peak(device, quick):
-    """GFLOP/s of large square products, which is what a GPU's matrix units reach; None on a CPU, where the product of
-    the decoder's own size stands for it."""
-    if device.type == 'cpu':
-        return None
-    n = 64 if quick else 8192
-    entries = {name: (cases.product_stages(n, n, 1, device, DTYPES[name]), 'float32', False) for name in PRECISIONS}
-    cases.interleave(entries, 1, device)  # warm-up
-    times = cases.interleave(entries, 1 if quick else 5, device)
-    return {name: entries[name][0][0].flops / median(t[0] for t in times[name]) / 1e9 for name in entries}
-
-
-def count_flops(stages, precision, gradients):
-    counter = FlopCounterMode(display=False)
-    with counter:
-        cases.interleave({'it': (stages, precision, gradients)}, 1, torch.device('cpu'))
+def count_flops(functions, device, precision, gradients=False):
+    with FlopCounterMode(display=False) as counter:
+        cases.interleave({'it': (functions, precision, gradients)}, 1, device)
     return counter.get_total_flops()
 
 
 def median(values):
-    return statistics.median(values)
+    """None where a value was not measured."""
+    values = list(values)
+    return None if None in values else statistics.median(values)
 
 
 def ratio(slow, fast):

@@ -1,47 +1,29 @@
-"""Tables and a figure from the results:  python benchmarks/table.py
+"""Tables from benchmarks/results/*.json:  python benchmarks/table.py
 
-Reads benchmarks/results/*.json and rewrites what stands between the markers `<!-- benchmarks:start -->` and
-`<!-- benchmarks:end -->` in README.md (in short) and docs/speed.md (in full), and docs/figures/memory.png.
+Writes what stands between the markers in docs/speed.md, and in README.md the first table of each section.
 """
 import glob
 import json
 import os
-import sys
 
+import _path
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path[0] = ROOT
-from utils import UserError, replace_between  # noqa: E402
-
+from engine import ROOT
+from engine.evaluation.tables import markdown
+from engine.runtime import run_program
+from utils import replace_between
 
 RESULTS = os.path.join(ROOT, 'benchmarks', 'results')
 MARKERS = '<!-- benchmarks:start -->', '<!-- benchmarks:end -->'
-
-
-def rounded(value, digits=4):
-    """Numbers to so many significant digits, throughout dicts and lists."""
-    if isinstance(value, dict):
-        return {k: rounded(v, digits) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [rounded(v, digits) for v in value]
-    return float(f'{value:.{digits}g}') if isinstance(value, float) else value
-
-
-def markdown(head, rows):
-    lines = [head, ['---'] + ['---:'] * (len(head) - 1), *rows]
-    return '\n'.join('| ' + ' | '.join(str(cell) for cell in line) + ' |' for line in lines)
+PRECISIONS, SIDES = ('float32', 'bf16'), ('textbook', 'fast')
 
 
 def seconds(value):
-    return f'{value * 1000:.3g} ms' if value < 1 else f'{value:.3g} s'
+    return 'not measured' if value is None else f'{value * 1000:.3g} ms' if value < 1 else f'{value:.3g} s'
 
 
 def megabytes(value):
     return 'not measured' if value is None else f'{max(0, value):.0f} MB'
-
-
-def times(value):
-    return f'{value:.1f}x'
 
 
 def size_of(case):
@@ -54,175 +36,103 @@ def decode_table(result):
     rows = []
     for case in result['cases']:
         cells = [size_of(case)]
-        for name in ('float32', 'bf16'):
-            slow, fast = (sum(case[name][side].values()) for side in ('textbook', 'fast'))
-            cells += [seconds(slow), seconds(fast), times(case[name]['ratio'])]
-        rows.append(cells + [times(case['bf16']['ratio_to_textbook_float32'])])
+        for part in (case[name] for name in PRECISIONS):
+            cells += [*(seconds(sum(part[side].values())) for side in SIDES), f'{part["ratio"]:.1f}x']
+        rows.append(cells + [f'{case["bf16"]["ratio_to_textbook_float32"]:.1f}x'])
     return markdown(['decode', 'textbook, float32', 'here, float32', 'ratio', 'textbook, bf16', 'here, bf16', 'ratio',
                      'bf16 here to float32 textbook'], rows)
 
 
-def decoder_table(result):
-    """The decoder alone, and how near it comes to doing nothing but its products."""
+def limits_table(result):
+    """What limits decoding: products, and for the textbook formula also memory that is asked for anew."""
     rows = []
     for case in result['cases']:
         cells = [size_of(case)]
-        for name in ('float32', 'bf16'):
-            part = case[name]
-            cells += [seconds(part['fast']['encode']), seconds(part['fast']['decode']), times(part['ratio_of_decoders']),
-                      f'{part["decoder_gflops"]:.0f} of {part["product_gflops"]:.0f}', f'{part["share_of_product"]:.0%}']
-            if result['peak_gflops']:
-                cells.append(f'{part["share_of_peak"]:.1%}')
+        for part in (case[name] for name in PRECISIONS):
+            cells += [f'{part["decoder_gflops"]:.0f} of {part["product_gflops"]:.0f} ({part["share_of_product"]:.0%})',
+                      f'{part["kept"]["ratio"]:.1f}x' if 'kept' in part else '']
         rows.append(cells)
-    head = ['decode']
-    for name in ('float32', 'bf16'):
-        head += [f'encoder, {name}', 'decoder', 'decoder\'s ratio', 'GFLOP/s, of a plain product\'s', 'share']
-        if result['peak_gflops']:
-            head.append('both of the peak')
-    return markdown(head, rows)
-
-
-def faults_table(result):
-    """What a decode costs in a process that gives freed memory back to the system, as is the default, and in one that
-    keeps it, on a CPU."""
-    rows = []
-    for case in result['cases']:
-        for name in ('float32', 'bf16'):
-            part = case[name]
-            if 'kept' not in part:
-                continue
-            cells = [f'{size_of(case)}, {name}']
-            for side in ('textbook', 'fast'):
-                as_it_comes, kept, faults = sum(part[side].values()), part['kept'][side], part['page_faults'][side]
-                cells += [seconds(as_it_comes), f'{faults / 1e3:.0f}k', seconds(kept)]
-            rows.append(cells + [times(part['ratio']), times(part['kept']['ratio'])])
-    return markdown(['decode', 'textbook as it comes', 'its page faults', 'memory kept', 'here as it comes',
-                     'its page faults', 'memory kept', 'ratio as it comes', 'memory kept'], rows) if rows else ''
+    return markdown(['decoder', 'GFLOP/s of plain products\', float32', 'ratio, both keep memory',
+                     'GFLOP/s of plain products\', bf16', 'ratio, both keep memory'], rows)
 
 
 def train_table(result):
-    """A step of training as both would be run; on a CPU the textbook's process gives freed memory back, ours keeps it."""
+    """On a CPU the textbook formula runs as by default and ours keeps freed memory, as train_liif.py does; in the last
+    column but one both keep it."""
     kept, rows = result.get('keep_freed_memory', {}), []
-    for name in ('float32', 'bf16'):
-        part, ours = result[name], kept.get(f'step {name}', {})
-        if 'ratio' in ours:
-            slow, fast, ratio = (kept[f'textbook-step {name}']['given_back']['seconds'], ours['kept']['seconds'],
-                                 ours['ratio'])
-            whole = ours.get('ratio_to_textbook_float32', ratio)
-        else:
-            slow, fast, ratio = part['textbook']['seconds'], part['fast']['seconds'], part['ratio']
-            whole = part.get('ratio_to_textbook_float32', ratio)
-        rows.append([name, seconds(slow), seconds(fast), times(ratio), times(whole), times(part['ratio']),
-                     times(part.get('ratio_to_textbook_float32', part['ratio'])),
-                     f'{part["gflops"] * part["fast"]["seconds"] / fast:.0f}' +
-                     (f' ({part["share_of_peak"]:.1%} of the peak)' if 'share_of_peak' in part else '')])
-    return markdown(['training step', 'textbook', 'here', 'ratio', 'to the float32 textbook', 'ratio in one process',
-                     'to the float32 textbook', 'GFLOP/s here'], rows)
+    for name in PRECISIONS:
+        part, ours = result[name], kept.get(f'step {name}', result[name])
+        slow = kept[f'textbook-step {name}']['given_back'] if kept else part['textbook']
+        rows.append([name, seconds(slow['seconds']), seconds(part['fast']['seconds']), f'{ours["ratio"]:.1f}x',
+                     f'{ours.get("ratio_to_textbook_float32", ours["ratio"]):.1f}x', f'{part["ratio"]:.1f}x',
+                     f'{part["gflops"]:.0f}'])
+    return markdown(['training step', 'textbook', 'here', 'ratio', 'to float32 textbook', 'ratio, both keep memory',
+                     'GFLOP/s here'], rows)
 
 
 def data_table(result):
-    rows = [[label, f'{result[key]["samples_per_second"]:.0f}', f'{result[key]["mb_per_image"]:.1f}',
-             times(result[key].get('speedup', 1))] for key, label in
-            (('float', 'straightforward, on floats'), ('in_memory', 'here, `cache: in_memory`'), ('bin', 'here, `cache: bin`'))]
-    return markdown(['samples', 'a second and core', 'MB an image', 'ratio'], rows)
+    labels = {'float': 'straightforward, on floats', 'in_memory': 'here, `cache: in_memory`',
+              'bin': 'here, `cache: bin`'}
+    return markdown(['samples', 'per second and core', 'MB per image', 'ratio'], [
+        [label, f'{result[key]["samples_per_second"]:.0f}', f'{result[key]["mb_per_image"]:.1f}',
+         f'{result[key].get("speedup", 1):.1f}x'] for key, label in labels.items()])
 
 
 def memory_table(result):
-    chosen = result['cases'] + [case for case in result['curve'] if case not in result['cases']]
-    rows = [[size_of(case), *(megabytes(case[side]['beyond_output_mb']) for side in ('textbook', 'fast'))]
-            for case in chosen]
+    rows = [[size_of(case), *(megabytes(case[side]['beyond_output_mb']) for side in SIDES)] for case in result['cases']]
     large = result['large']
-    rows.append([f'{size_of(large)}, in tiles, bf16', megabytes(large['textbook_unfolded_features_mb']) + ' and more',
+    rows.append([f'{size_of(large)}, in tiles, bf16', f'over {megabytes(large["textbook_unfolded_features_mb"])}',
                  megabytes(large['fast']['beyond_output_mb'])])
-    for name in ('float32', 'bf16'):
-        if f'step {name}' not in result['train']:
-            continue
-        rows.append([f'training step, {name}', *(megabytes(result['train'][f'{what} {name}']['peak_mb'])
-                                                 for what in ('textbook-step', 'step'))])
+    rows += [[f'training step, {name}', *(megabytes(result['train'][f'{what} {name}']['peak_mb'])
+                                          for what in ('textbook-step', 'step'))] for name in PRECISIONS]
     return markdown(['peak memory (decoding: beyond the 8-bit output)', 'textbook', 'here'], rows)
-
-
-def keeping_table(result):
-    """What `keep_freed_memory` changes in training, on a CPU."""
-    names = {'step': 'training step', 'textbook-step': 'training step, textbook'}
-    rows = [[f'{names[what.split()[0]]}, {what.split()[1]}',
-             *(f'{seconds(v["seconds"])}, {megabytes(v["peak_mb"])}' for v in (found['given_back'], found['kept'])),
-             times(found['given_back']['seconds'] / found['kept']['seconds'])]
-            for what, found in result.get('keep_freed_memory', {}).items()]
-    return markdown(['freed memory', 'given back to the system', 'kept', 'ratio'], rows) if rows else ''
 
 
 def precision_table(result):
     if 'not_measured' in result:
         return f'Precision: not measured ({result["not_measured"]}).'
-    rows = [[f'{v["image"]}, x{v["scale"]}', f'{v["bf16_against_float32"]:.1f} dB', f'{v["float32_against_truth"]:.2f} dB',
-             f'{v["bf16_against_truth"]:.2f} dB', f'{v["cost"]:.4f} dB'] for v in result['images']]
-    return markdown([f'weights: {result["weights"]}', 'bf16 against float32', 'float32 against the truth',
-                     'bf16 against the truth', 'cost'], rows)
+    columns = {'bf16_against_float32': 1, 'float32_against_truth': 2, 'bf16_against_truth': 2, 'cost': 4}
+    return markdown([f'weights: {result["weights"]}', *(key.replace('_', ' ') for key in columns)], [
+        [f'{v["image"]}, x{v["scale"]}', *(f'{v[key]:.{digits}f} dB' for key, digits in columns.items())]
+        for v in result['images']])
 
 
-def profile_table(profiles):
-    rows = [[i + 1, *(f'{p[i]["operator"]}, {p[i]["share"]:.0%}' if i < len(p) else '' for p in profiles.values())]
-            for i in range(5)]
-    return markdown(['largest terms', *profiles], rows)
+def profile_table(result):
+    """Where the time goes, largest first."""
+    profiles = [result['profile'][name] for name in PRECISIONS]
+    return markdown(['largest terms', *PRECISIONS], [
+        [i + 1, *(f'{part[i]["operator"]}, {part[i]["share"]:.0%}' for part in profiles)]
+        for i in range(min(5, *map(len, profiles)))])
+
+
+TABLES = {'decode': [decode_table, limits_table, profile_table], 'train': [train_table, profile_table],
+          'data': [data_table], 'memory': [memory_table], 'precision': [precision_table]}
 
 
 def report(results, full=True):
-    """The tables of one device, in markdown; sections that were not measured say so."""
+    """The tables of one device in markdown, or the first of each section; says what was not measured."""
     info = results['machine']
-    lines = [f'**{info["name"]}**, {info["threads"]} threads, torch {info["versions"]["torch"]}' if info['device'] == 'cpu'
-             else f'**{info["name"]}**, torch {info["versions"]["torch"]}, CUDA {info["versions"]["cuda"]}']
-    tables = {'decode': [decode_table, decoder_table, faults_table], 'train': [train_table, keeping_table], 'data': [data_table],
-              'memory': [memory_table], 'precision': [precision_table]}
-    for name, makers in tables.items():
-        if name not in results:
-            lines.append(f'{name}: not measured')
-            continue
-        result = results[name]['result']
-        lines += [maker(result) for maker in (makers if full else makers[:1])]
-        if full and 'profile' in result:
-            profiles = {k: result['profile'][k] for k in ('float32', 'bf16')}
-            lines.append(profile_table(profiles))
-    return '\n\n'.join(line for line in lines if line) + '\n'
-
-
-def figure(results, path):
-    """Peak memory beyond the 8-bit output over the scale, of one image."""
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-    curve = results['memory']['result']['curve']
-    scales = [case['scale'] for case in curve]
-    fig, axes = plt.subplots(figsize=(5, 3), layout='constrained')
-    for side, label in (('textbook', 'textbook formula'), ('fast', 'here')):
-        axes.plot(scales, [case[side]['beyond_output_mb'] for case in curve], marker='o', label=label)
-    h, w = curve[0]['input']
-    axes.set(xlabel=f'scale of a {w}x{h} image', ylabel='peak memory beyond\nthe 8-bit output, MB', ylim=(0, None))
-    axes.set_xticks(scales)
-    axes.legend()
-    fig.savefig(path, dpi=120)
-    plt.close(fig)
+    lines = [f'**{info["name"]}**, {info["threads"]} threads, torch {info["versions"]["torch"]}']
+    for name, makers in TABLES.items():
+        lines += [make(results[name]['result']) for make in makers[:None if full else 1]] if name in results \
+            else [f'{name}: not measured']
+    return '\n\n'.join(lines)
 
 
 def write():
-    """Bring README.md, docs/speed.md and docs/figures/memory.png up to date with the results."""
     found = []
     for path in sorted(glob.glob(os.path.join(RESULTS, '*.json'))):
         with open(path) as f:
             found.append(json.load(f))
     found = [results for results in found if 'machine' in results]  # other programs' results lie there too
-    for name, full in (('README.md', False), (os.path.join('docs', 'speed.md'), True)):
-        text = '\n'.join(report(results, full) for results in found)
-        if not any(results['machine']['device'] == 'cuda' for results in found):
-            text += '\nOn a CUDA GPU: not measured.\n'
-        try:
-            replace_between(os.path.join(ROOT, name), text, MARKERS)
-        except UserError as error:
-            print(error, file=sys.stderr)
-    for results in found:
-        if results['machine']['device'] == 'cpu' and 'memory' in results:
-            figure(results, os.path.join(ROOT, 'docs', 'figures', 'memory.png'))
+    gpu = '' if any(results['machine']['device'] == 'cuda' for results in found) else '\n\nOn a CUDA GPU: not measured.'
+    for name in ('README.md', 'docs/speed.md'):
+        with open(os.path.join(ROOT, name), encoding='utf-8') as f:
+            if MARKERS[0] not in f.read():
+                continue
+        text = '\n\n'.join(report(results, full=name != 'README.md') for results in found) + gpu
+        replace_between(os.path.join(ROOT, name), text, MARKERS)
 
 
 if __name__ == '__main__':
-    write()
+    run_program(write)

@@ -1,15 +1,17 @@
-"""The benchmark command runs, at tiny sizes; what it measures is another matter."""
+"""The benchmark programs run, at tiny sizes, and the pages show the committed results."""
 import json
 import math
 import os
 import subprocess
 import sys
 
-import pytest
-
-from benchmarks import table
+from benchmarks import lr_kernels, table, worker
 from tests.common import ROOT
-from utils import UserError, replace_between
+
+
+def run(*arguments, **options):
+    return subprocess.run([sys.executable, os.path.join(ROOT, 'benchmarks', 'run.py'), *arguments], text=True,
+                          capture_output=True, **options)
 
 
 def numbers(value):
@@ -20,45 +22,47 @@ def numbers(value):
     return [value] if isinstance(value, (int, float)) else []
 
 
-def assert_tables(text):
-    blocks = [block for block in text.split('\n\n') if block.startswith('|')]
-    for block in blocks:
-        lines = block.strip().split('\n')
-        assert len(lines) > 2 and len({line.count('|') for line in lines}) == 1, block
-        assert 'nan' not in block
-    return len(blocks)
+def read(*path):
+    with open(os.path.join(ROOT, *path), encoding='utf-8') as f:
+        return f.read()
 
 
 def test_quick_run_writes_results_and_tables(tmp_path):
     path = tmp_path / 'results.json'
-    done = subprocess.run([sys.executable, os.path.join(ROOT, 'benchmarks', 'run.py'), '--quick', '--device', 'cpu',
-                           '--output', str(path)], capture_output=True, text=True, cwd=tmp_path)
+    done = run('--quick', '--device', 'cpu', '--output', str(path), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     results = json.loads(path.read_text())
-    for name in ('decode', 'train', 'data', 'memory', 'precision'):
+    for name in table.TABLES:
         assert results[name]['quick'] and all(map(math.isfinite, numbers(results[name]))), name
     for case in results['decode']['result']['cases']:
         assert case['float32']['ratio'] > 0 and case['bf16']['share_of_product'] > 0
     assert len(results['train']['result']['profile']['float32']) == 10
-    assert assert_tables(done.stdout) >= 7
-    table.figure(results, str(tmp_path / 'memory.png'))
-    assert (tmp_path / 'memory.png').stat().st_size > 1000
-
-    page = tmp_path / 'page.md'
-    page.write_text('before\n<!-- benchmarks:start -->\noutdated\n<!-- benchmarks:end -->\nafter\n')
-    for _ in range(2):  # the second changes nothing
-        replace_between(str(page), table.report(results), table.MARKERS)
-        assert 'outdated' not in page.read_text() and page.read_text().count('before\n') == 1
-        assert page.read_text().endswith('<!-- benchmarks:end -->\nafter\n')
+    blocks = [block.strip().split('\n') for block in done.stdout.split('\n\n') if block.startswith('|')]
+    assert len(blocks) == sum(map(len, table.TABLES.values()))
+    assert all(len(lines) > 2 and len({line.count('|') for line in lines}) == 1 for lines in blocks)
+    assert 'nan' not in done.stdout
     del results['memory']
     assert 'memory: not measured' in table.report(results)
-    page.write_text('no markers')
-    with pytest.raises(UserError, match='has no lines <!-- benchmarks:start'):
-        replace_between(str(page), 'text', table.MARKERS)
-    assert page.read_text() == 'no markers'
 
 
-def test_an_unknown_section_is_told_in_a_line():
-    done = subprocess.run([sys.executable, os.path.join(ROOT, 'benchmarks', 'run.py'), '--only', 'decoding'],
-                          capture_output=True, text=True)
+def test_a_measurement_in_its_own_process():
+    found = worker.run('product', 'cpu', quick=True, keep=True, calls=2)
+    assert len(found['seconds']) == 1 and found['seconds'][0] > 0 and found['flops'] > 1e6
+
+
+def test_pages_show_the_committed_results():
+    found = [json.loads(read('benchmarks', 'results', name)) for name in
+             sorted(os.listdir(os.path.join(ROOT, 'benchmarks', 'results'))) if name.endswith('.json')]
+    devices = [results for results in found if 'machine' in results]
+    assert devices
+    for results in devices:
+        assert table.report(results) in read('docs', 'speed.md')
+        if table.MARKERS[0] in read('README.md'):
+            assert table.report(results, full=False) in read('README.md')
+    assert lr_kernels.table(json.loads(read('benchmarks', 'results', 'lr_kernels.json'))['rows']) \
+        in read('docs', 'lr-kernels.md')
+
+
+def test_an_unknown_section_is_reported_in_one_line():
+    done = run('--only', 'decoding')
     assert done.returncode == 2 and done.stderr.startswith('error: --only') and done.stderr.count('\n') == 1
