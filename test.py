@@ -75,13 +75,10 @@ def test_config(args, device, options):
         raise UserError(f'{args.config}: {missing} does not exist: correct --data')
     candidate = open_model(args.model[0], device, args.ema)
     data, rows = open_data(config, dataset), []
-    with tqdm(total=len(data), desc='test', leave=False, disable=None) as progress:
-        for row in measure_case(candidate, config, data, device, options, args.workers):
-            rows.append(row)
-            progress.update(row['count'])
-            progress.set_description(f'test {mean_of(rows):.4f}')
-            if args.per_image:
-                progress.write(f'{row["image"]}: {row["psnr"]:.4f}')
+    for row in measure_case(candidate, config, data, device, options, args.workers):
+        rows.append(row)
+        if args.per_image:
+            tqdm.write(f'{row["image"]}: {row["psnr"]:.4f}')
     for metric in METRICS[1:]:
         if metric in rows[0]:
             print(f'{metric}: {mean_of(rows, metric):.4f}')

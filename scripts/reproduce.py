@@ -8,6 +8,7 @@
 Trains what is not trained yet (save/_<config name>, going on where a run stopped), measures what is not measured yet
 (out/tables) and prints the table with the published numbers. It may be interrupted and started again at any time.
 """
+import glob
 import json
 import os
 import re
@@ -30,9 +31,13 @@ from engine.evaluation import tables
 from engine.evaluation.runs import Options, Outcome, run_suite
 from engine.training.run_folder import folder_name
 from engine.runtime import Parser, run_program, select_device
-from engine.evaluation.suite import locate, read_suite
-from utils import UserError, atomic_write
+from engine.evaluation.suite import locate, read_suite, scale_label
+from utils import UserError, atomic_write, replace_between
 
+README_MARKERS = '<!-- results:start -->', '<!-- results:end -->'
+BUDGET_MARKERS = '<!-- budget:start -->', '<!-- budget:end -->'
+COMMITTED = 'weights/**/*.json', 'benchmarks/results/*.json', 'benchmarks/results/published/*.json'
+RUNS = 'weights/*/run.json', 'benchmarks/results/budget/*/run.json'
 FIXED = [f'train-div2k/train_{{}}-x{scale}' for scale in (2, 3, 4)]
 LIIF = 'train-div2k/train_edsr-baseline-liif'
 ABLATION = 'train-div2k/ablation/train_edsr-baseline-liif-'
@@ -79,9 +84,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     if args.readme:
-        print(tables.write_readme(args.readme))
+        print(write_readme(args.readme))
         if os.path.abspath(args.readme) == os.path.join(ROOT, 'README.md'):
-            print(tables.write_budget())
+            print(write_budget())
         return
     numbers = args.tables or (list(TABLES) if args.smoke else [])
     if not numbers or not set(numbers) <= set(TABLES):
@@ -232,6 +237,46 @@ def make_table(number, rows, jobs, device, args):
     if args.smoke or not outcome.runs:
         problems += [f'there is no {case.missing}' for case in outcome.missing]
     return [f'table {number}: {problem}' for problem in dict.fromkeys(problems)]
+
+
+# Committed results in the documentation.
+
+def write_readme(path, root=ROOT):
+    """Put the tables of the committed results between the markers of the file at `path`; UserError without them."""
+    files = [file for pattern in COMMITTED for file in sorted(glob.glob(os.path.join(root, pattern), recursive=True))]
+    runs = sorted(tables.read_results(files), key=lambda run: run['model']['parameters'] or 0)  # interpolation first
+    text = tables.make_tables(runs) + '\n\n' + '\n'.join(f'- {line}' for line in tables.notes(runs))
+    replace_between(path, text, README_MARKERS)
+    return text
+
+
+def write_budget(root=ROOT, path=None):
+    """Put time and PSNR of the runs on small budgets into docs/budget.md."""
+    text = budget_table(root)
+    replace_between(path or os.path.join(root, 'docs', 'budget.md'), text, BUDGET_MARKERS)
+    return text
+
+
+def budget_table(root, data='Set5', scales=('2', '3', '4')):
+    """A row for each run.json (scripts/release.py) with results in its folder, between bicubic and the paper; sorted
+    by steps."""
+    head = ['command', 'device', 'time', 'steps', *(f'{data} {scale_label(scale)}' for scale in scales)]
+    rows, plain, runs = [], {}, []
+    for pattern in RUNS:
+        for file in glob.glob(os.path.join(root, pattern)):
+            with open(file, encoding='utf-8') as f:
+                runs.append((json.load(f), file))
+    for run, file in sorted(runs, key=lambda item: int(item[0]['steps'].split()[0].replace(',', ''))):
+        found = {}
+        for result in tables.read_results([os.path.dirname(file)]):
+            if result['data'] == data:
+                (found if result['model']['parameters'] else plain)[result['scale']] = f'{float(result["psnr"]):.2f}'
+        rows.append([f'`train_liif.py --config configs/budget/{run["run"]}.yaml`', run['device'], run['time'],
+                     run['steps'], *(found.get(scale, '') for scale in scales)])
+    published = tables.published_numbers(data)['RDN-LIIF']
+    return tables.markdown(head, [['bicubic', '', '', '', *(plain.get(scale, '') for scale in scales)], *rows, [
+        "the paper's RDN-LIIF (published)", 'GPU', '', '1,000,000',
+        *(f'{published[scale]:.2f}' for scale in scales)]])
 
 
 # The walk on tiny data.

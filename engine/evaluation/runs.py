@@ -143,7 +143,8 @@ def measure_case(candidate, config, data, device, options=Options(), workers=Non
     loader = make_loader(data, config['test_dataset']['batch_size'], seed=config['seed'], train=False,
                          num_workers=workers, device_type=device.type)
     metrics = {'ssim': calc_ssim if options.ssim else None, 'lpips': options.lpips}
-    for part in measure(loader, make_predict(candidate.model, config, precision, options), device, config['eval_type']):
+    measured = measure(loader, make_predict(candidate.model, config, precision, options), device, config['eval_type'])
+    for part in tqdm(measured, candidate.about['label'], len(loader), leave=False, disable=None):
         row = {'image': part.names, 'count': part.count, 'psnr': part.psnr, 'seconds': part.seconds}
         if math.isnan(part.psnr):
             raise UserError(f'{part.names}: the model gives NaN' + ('' if precision == 'float32' else
@@ -216,34 +217,28 @@ def run_suite(cases, texts, device, output, options=Options(), workers=None, fre
     for case in cases:
         try:
             if case.missing is None:
-                ready.append((case, *fingerprint(case)))
+                ready.append((case, fingerprint(case)))
             else:
                 outcome.missing.append(case)
         except UserError as error:
             outcome.problems.append(('', case.name, str(error)))
     os.makedirs(os.path.join(output, 'runs'), exist_ok=True)
-    with tqdm(total=len(texts) * sum(count for _, count, _ in ready), unit='image', disable=None) as bar:
-        for text in texts if ready else ():
-            try:
-                candidate = open_model(text, device, options.ema)
-            except UserError as error:
-                outcome.problems.append((split_label(text)[0], '', str(error)))
-                bar.update(sum(count for _, count, _ in ready))
-                continue
-            label = candidate.about['label']
-            others = [case.name for case, *_ in ready if not fits(candidate, case)]
-            if others:
-                outcome.left_out.append(f'{label} enlarges by {candidate.scale} alone: not {", ".join(others)}')
-            for case, count, files in ready:
-                done = bar.n
-                if fits(candidate, case):
-                    bar.set_description(f'{label}, {case.name}')
-                    try:
-                        outcome.runs.append(one_run(candidate, case, files, device, output, options, workers, fresh,
-                                                    bar))
-                    except (UserError, torch.OutOfMemoryError) as error:
-                        outcome.problems.append((label, case.name, explain(error)))
-                bar.update(done + count - bar.n)
+    for text in texts if ready else ():
+        try:
+            candidate = open_model(text, device, options.ema)
+        except UserError as error:
+            outcome.problems.append((split_label(text)[0], '', str(error)))
+            continue
+        label = candidate.about['label']
+        others = [case.name for case, _ in ready if not fits(candidate, case)]
+        if others:
+            outcome.left_out.append(f'{label} enlarges by {candidate.scale} alone: not {", ".join(others)}')
+        for case, files in ready:
+            if fits(candidate, case):
+                try:
+                    outcome.runs.append(one_run(candidate, case, files, device, output, options, workers, fresh))
+                except (UserError, torch.OutOfMemoryError) as error:
+                    outcome.problems.append((label, case.name, explain(error)))
     return outcome
 
 
@@ -252,7 +247,7 @@ def fits(candidate, case):
     return candidate.scale is None or case.factor == (candidate.scale, candidate.scale)
 
 
-def one_run(candidate, case, files, device, output, options, workers, fresh, bar):
+def one_run(candidate, case, files, device, output, options, workers, fresh):
     """The result of a model in a case: the one that is kept, or a new one, which is kept then."""
     about = candidate.about
     key = digest([about['sha256'], about['ema'], case.data, case.scale, case.config, files, options.key()])
@@ -261,13 +256,10 @@ def one_run(candidate, case, files, device, output, options, workers, fresh, bar
     run = None if fresh else read_run(path)
     if run is not None:
         run['model'] = {**run['model'], 'label': about['label'], 'file': about['file']}
-        bar.write(f'{about["label"]}, {case.name}: {float(run["psnr"]):.4f} dB, measured before')
+        tqdm.write(f'{about["label"]}, {case.name}: {float(run["psnr"]):.4f} dB, measured before')
         return run
     reset_peak_memory(device)
-    rows = []
-    for row in measure_case(candidate, case.config, open_data(case.config, case.dataset), device, options, workers):
-        rows.append(row)
-        bar.update(row['count'])
+    rows = list(measure_case(candidate, case.config, open_data(case.config, case.dataset), device, options, workers))
     run = {'format': RUN_FORMAT, 'model': about, 'data': case.data, 'scale': case.scale, 'config': case.config,
            'options': {**options.key(), 'precision': options.precision or case.config['precision']},
            'images': sum(row['count'] for row in rows), 'pooled_over': case.config['test_dataset']['batch_size'],
@@ -279,12 +271,12 @@ def one_run(candidate, case, files, device, output, options, workers, fresh, bar
                         'numpy': np.__version__, 'python': platform.python_version()},
            'date': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'), 'per_image': rows}
     write_json(path, run)
-    bar.write(f'{about["label"]}, {case.name}: {run["psnr"]:.4f} dB, {run["seconds"]:.1f} s')
+    tqdm.write(f'{about["label"]}, {case.name}: {run["psnr"]:.4f} dB, {run["seconds"]:.1f} s')
     return run
 
 
 def fingerprint(case):
-    """(How many samples, a digest of their files' names, sizes and times), without reading an image."""
+    """A digest of the names, sizes and times of a case's images, without reading one."""
     args = {key: value for key, value in case.dataset['args'].items() if key != 'cache'}
     images = datasets.make({**case.dataset, 'args': args})
     paths = [images.path(i) for i in range(len(images))] if hasattr(images, 'path') else []
@@ -292,7 +284,7 @@ def fingerprint(case):
     for path in sorted({p for pair in paths for p in ([pair] if isinstance(pair, str) else pair)}):
         found = os.stat(path)
         stats.append([os.path.basename(path), found.st_size, found.st_mtime_ns])
-    return len(images), digest([len(images), stats])
+    return digest([len(images), stats])
 
 
 def read_run(path):

@@ -8,15 +8,11 @@ import os
 from engine import ROOT
 from engine.evaluation.runs import METRICS, RUN_FORMAT, write_json
 from engine.evaluation.suite import case_factor, scale_label
-from utils import UserError, atomic_write, replace_between
+from utils import UserError, atomic_write
 
 
 PAPER = os.path.join(ROOT, 'docs', 'paper_tables.json')
 RESULTS_FORMAT = 'liif-results-1'
-README_MARKERS = '<!-- results:start -->', '<!-- results:end -->'
-BUDGET, BUDGET_MARKERS = os.path.join('docs', 'budget.md'), ('<!-- budget:start -->', '<!-- budget:end -->')
-RUNS = os.path.join('weights', '*', 'run.json'), os.path.join('benchmarks', 'results', 'budget', '*', 'run.json')
-COMMITTED = 'weights/**/*.json', 'benchmarks/results/*.json', 'benchmarks/results/published/*.json'
 KINDS = {'div2k': 'RGB, scale + 6 pixels shaved', 'benchmark': 'luma, scale pixels shaved', None: 'RGB, all pixels'}
 TITLES = {'psnr': ('PSNR in dB', 2), 'ssim': ('SSIM', 4), 'lpips': ('LPIPS (smaller is better)', 4)}  # and digits
 
@@ -262,41 +258,3 @@ def read_results(paths):
         raise UserError(f'no results of test.py --suite in {", ".join(paths) or "weights/ or benchmarks/results"}: '
                         f'measure first')
     return list(newest.values())
-
-
-def write_readme(path, root=ROOT):
-    """Put the tables of the committed results between the markers of the file at `path`; UserError without them."""
-    files = [file for pattern in COMMITTED for file in sorted(glob.glob(os.path.join(root, pattern), recursive=True))]
-    runs = sorted(read_results(files), key=lambda run: run['model']['parameters'] or 0)  # interpolation first
-    text = make_tables(runs) + '\n\n' + '\n'.join(f'- {line}' for line in notes(runs))
-    replace_between(path, text, README_MARKERS)
-    return text
-
-
-def write_budget(root=ROOT, path=None):
-    """Put time and PSNR of the runs on small budgets into docs/budget.md."""
-    text = budget_table(root)
-    replace_between(path or os.path.join(root, BUDGET), text, BUDGET_MARKERS)
-    return text
-
-
-def budget_table(root, data='Set5', scales=('2', '3', '4')):
-    """A row for each run.json (scripts/release.py) with results in its folder, between bicubic and the paper; sorted
-    by steps."""
-    head = ['command', 'device', 'time', 'steps', *(f'{data} {scale_label(scale)}' for scale in scales)]
-    rows, plain, runs = [], {}, []
-    for pattern in RUNS:
-        for file in glob.glob(os.path.join(root, pattern)):
-            with open(file, encoding='utf-8') as f:
-                runs.append((json.load(f), file))
-    for run, file in sorted(runs, key=lambda item: int(item[0]['steps'].split()[0].replace(',', ''))):
-        found = {}
-        for result in read_results([os.path.dirname(file)]):
-            if result['data'] == data:
-                (found if result['model']['parameters'] else plain)[result['scale']] = f'{float(result["psnr"]):.2f}'
-        rows.append([f'`train_liif.py --config configs/budget/{run["run"]}.yaml`', run['device'], run['time'],
-                     run['steps'], *(found.get(scale, '') for scale in scales)])
-    published = published_numbers(data)['RDN-LIIF']
-    return markdown(head, [['bicubic', '', '', '', *(plain.get(scale, '') for scale in scales)], *rows, [
-        "the paper's RDN-LIIF (published)", 'GPU', '', '1,000,000',
-        *(f'{published[scale]:.2f}' for scale in scales)]])

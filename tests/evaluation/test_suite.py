@@ -25,6 +25,7 @@ from engine.evaluation.metrics import calc_ssim
 from engine.evaluation.runs import Options, open_model, run_suite, split_label
 from engine.evaluation.suite import FromHR, canonical_scale, open_data, read_suite, suite_names
 from engine.rendering.renderer import Renderer
+from scripts import reproduce
 from scripts.reproduce import TABLES, write_tiny_data
 from tests.common import ROOT, fill_model, small_spec
 from utils import UserError, calc_psnr
@@ -520,7 +521,7 @@ def test_readme_takes_the_committed_results(tmp_path):
     def write(psnr):
         runs = [made_up('small', '2', psnr)]
         results.write_text(json.dumps({'format': 'liif-results-1', 'suite': 's', 'runs': runs}))
-        tables.write_readme(str(readme), str(tmp_path))
+        reproduce.write_readme(str(readme), str(tmp_path))
         return readme.read_text()
 
     before, after = '# Title\n\n<!-- results:start -->\n', '<!-- results:end -->\nthe end\n'
