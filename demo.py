@@ -1,205 +1,149 @@
-"""Upscale pictures and videos to any size.
+"""Upscale images and videos to any size.
 
-    python demo.py --input photo.jpg --model M.pth --resolution 1080,1920 --output large.png
-    python demo.py --input photos/ --scale 3.7 --output large/
-    python demo.py --input photo.jpg --region 100,50,64.5,48 --width 1920 --output detail.png
-    python demo.py --input clip.mp4 --scale 2 --output large.mp4
+    python demo.py photo.jpg                                        # x4, to photo_x4.png
+    python demo.py photo.jpg --max-side 3840 --output large.jpg
+    python demo.py photos/ --scale 3.7 --output large/
+    python demo.py photo.jpg --region 100,50,64.5,48 --width 1920 --output detail.png
+    python demo.py clip.mp4 --scale 2 --output large.mp4
 
 Alpha, grey, 16 bits, EXIF orientation, ICC profile and DPI are kept. See docs/demo.md.
 """
-import contextlib
-import dataclasses
-import os
+import functools
 import signal
 import sys
 import time
 
 import engine  # noqa: F401 (before torch: how its threads wait)
-import numpy as np
-import torch
-from tqdm import tqdm
-
-from datasets.images import MAX_PIXELS, TooLarge
-from engine.rendering import picture as pictures
-from engine.rendering import video as videos
-from engine.checkpoint import load_model
-from engine.rendering.jobs import find_jobs, is_done, is_still
-from engine.rendering.renderer import Renderer, quantize
-from engine.runtime import Parser, run_program, select_device
-from engine.rendering.sizes import parse, parse_size
-from engine.checkpoint import default_model
-from utils import UserError
+from engine.arguments import Parser
 
 
-def main(argv=None):
-    args = parse_arguments(argv)
-    args.region = None if args.region is None else parse('region', args.region)
-    size_of = parse_size(args.region, args.insist, resolution=args.resolution, scale=args.scale, width=args.width,
-                         height=args.height, max_side=args.max_side)
-    jobs, batch = find_jobs(args.input, args.output)
-    renderer = make_renderer(args, select_device(args.gpu))
-    failed, skipped, started = [], 0, time.time()
-    for source, target in jobs:
-        try:
-            if batch and not args.overwrite and is_done(source, target, size_of):
-                skipped += 1
-                continue
-            with one_line_errors(source):
-                os.makedirs(os.path.dirname(os.path.abspath(target)), exist_ok=True)
-                enlarge = enlarge_video if videos.is_video(source) and not is_still(source, target) else enlarge_picture
-                enlarge(source, target, renderer, size_of, args)
-        except UserError as error:
-            if not batch:
-                raise
-            failed.append(str(error) if source in str(error) else f'{source}: {error}')
-            tqdm.write(f'error: {failed[-1]}', file=sys.stderr)
-    if batch:
-        print(f'{len(jobs) - skipped - len(failed)} written, {skipped} already there, {len(failed)} failed, '
-              f'{time.time() - started:.1f} s')
-    if failed:
-        print('not written:', *failed, sep='\n  ', file=sys.stderr)
-        sys.exit(1)
+SLOW = 30  # seconds from which an estimate is printed before the start
+SMALL = 1_000_000  # pixels below which none is needed
 
 
-def parse_arguments(argv):
+def parse_arguments(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
-    add('--input', required=True, nargs='+', help='pictures (PNG, JPEG, WebP, TIFF, BMP, GIF) or videos: files, '
-        'folders, patterns such as "in/*.png"')
-    add('--output', required=True, help='the file to write, or a folder, in which the names of the input are mirrored; '
-        'of several inputs those written before, at this size, are skipped')
-    add('--model', help='a checkpoint written by train_liif.py; the weights that come with the project when absent')
-    size = parser.add_argument_group('size of the output (one of them)')
-    size.add_argument('--resolution', metavar='H,W', help='height and width in pixels')
+    add('inputs', nargs='*', metavar='input', help='images (PNG, JPEG, WebP, TIFF, BMP, GIF) or videos: files, folders, '
+        'patterns such as "in/*.png"')
+    add('--input', nargs='+', default=[], metavar='INPUT', help='the same')
+    add('--output', help='the file to write, or a folder, in which the names of the inputs are mirrored; of several '
+        'inputs those written before, at this size, are skipped; default: a new file such as photo_x4.png next to the '
+        'input')
+    add('--model', help='a checkpoint, or a name in weights/; default: the weights that come with the project')
+    size = parser.add_argument_group('size of the output (one of them; default: --scale 4)')
+    size.add_argument('--resolution', metavar='H,W', help='height and width in pixels; WxH is understood too')
     size.add_argument('--scale', metavar='S', help='a factor such as 3.7, or two: vertical,horizontal')
     size.add_argument('--width', metavar='W', help='the width in pixels; the height keeps the aspect')
     size.add_argument('--height', metavar='H', help='the height in pixels; the width keeps the aspect')
     size.add_argument('--max-side', metavar='N', help='the longer side in pixels; the other keeps the aspect')
     add('--region', metavar='X,Y,W,H', help='render this part only, in pixels of the upright source, fractions '
         'allowed')
-    add('--cell-clip', nargs='?', type=float, const=4.0, metavar='S', help='beyond scale S (4: what the paper trains '
-        'up to) keep the cell of S, as later work does')
-    add('--self-ensemble', action='store_true', help='average over the eight flips and turns: a little better, 8 times '
+    add('--cell-clip', nargs='?', type=float, const=4.0, metavar='S', help='beyond scale S (4: the largest of the '
+        "paper's training) keep the cell of S, as later work does")
+    add('--self-ensemble', action='store_true', help='average over the eight flips and turns: slightly better, 8 times '
         'slower')
-    add('--precision', default='float32', help='float32, bf16 or fp16 (GPU only); what overflows is redone in float32')
-    add('--tile', type=int, metavar='N', help='encode in tiles of N source pixels; chosen by the memory when absent')
-    add('--gpu', help="a GPU's number, or cpu; the first GPU there is when absent")
+    add('--precision', default='auto', help='float32, bf16, fp16 (GPU only); what overflows is redone in float32; auto '
+        '(default): bf16 if a trial is 1.5 times as fast with it, else float32')
+    add('--tile', type=int, metavar='N', help='encode in tiles of N source pixels; default: chosen by the memory')
+    add('--gpu', help="a GPU's number, or cpu; default: the first GPU, else the CPU")
     add('--ema', action='store_true', help="use the checkpoint's averaged weights")
-    add('--quality', type=int, default=95, help='of JPEG and WebP, 1 to 100 (100: WebP without loss); 95')
-    add('--overwrite', action='store_true', help='of several inputs, render again what is already there')
+    add('--quality', type=int, default=95, help='of JPEG and WebP, 1 to 100 (100: lossless WebP); default: 95')
+    add('--overwrite', action='store_true', help='of several inputs, render again those written before')
     add('--insist', action='store_true', help='no limits on the pixels of source and output')
     args = parser.parse_args(argv)
+    args.inputs += args.input
+    if not args.inputs:
+        parser.error('expected at least one input')
     if not 1 <= args.quality <= 100:
-        raise UserError(f'--quality: found {args.quality}, wanted 1 to 100')
+        parser.error(f'--quality: found {args.quality}, expected 1 to 100')
     if args.cell_clip is not None and not 1 <= args.cell_clip < float('inf'):
-        raise UserError(f'--cell-clip: found {args.cell_clip}, wanted the largest scale of training, 1 or more')
+        parser.error(f'--cell-clip: found {args.cell_clip}, expected the largest scale of training, 1 or more')
     return args
 
 
-def make_renderer(args, device):
-    path = args.model
-    if path is None:
-        path = default_model()
-        print(f'no --model given: using {os.path.relpath(path)}, which comes with the project')
-    model, data_norm = load_model(path, device, ema=args.ema)
-    if not hasattr(model, 'query_rgb'):
-        raise UserError(f'{path}: its model, {type(model).__name__}, has no decoder that could be asked for any size; '
-                        f'wanted one such as liif or metasr')
-    return Renderer(model, data_norm, args.precision, tile=args.tile, cell_clip=args.cell_clip,
-                    self_ensemble=args.self_ensemble)
+def main(argv=None):
+    args = parse_arguments(argv)
+    from datasets import images
+    from engine.rendering import jobs, sizes  # torch comes with them, so they are imported when the arguments are right
+    from utils import UserError
+    args.region = None if args.region is None else sizes.parse('region', args.region)
+    size_of = sizes.parse_size(args.region, None if args.insist else sizes.MAX_OUTPUT, resolution=args.resolution,
+                               scale=args.scale, width=args.width, height=args.height, max_side=args.max_side)
+    todo, batch = jobs.find_jobs(args.inputs, args.output)
+    count = len(todo)
+    if batch and not args.overwrite:
+        todo = [job for job in todo if not jobs.is_done(*job, size_of)]
+    renderer = make_renderer(args, jobs.workload(todo, size_of)) if todo else None
+    failed, started = [], time.time()
+    for source, target in todo:
+        try:
+            enlarge(source, target, renderer, size_of, args)
+        except UserError as error:
+            message = f'{error.found}: choose a smaller one, or add --insist if it is meant to be this large' \
+                if isinstance(error, images.TooLarge) else str(error)
+            if not batch:
+                raise UserError(message) from error
+            failed.append(message if source in message else f'{source}: {message}')
+            print(f'error: {failed[-1]}', file=sys.stderr)
+    if batch:
+        print(f'{len(todo) - len(failed)} written, {count - len(todo)} already there, {len(failed)} failed, '
+              f'{time.time() - started:.1f} s')
+    if failed:
+        print('not written:', *failed, sep='\n  ', file=sys.stderr)
+        sys.exit(1)
 
 
-def enlarge_picture(source, target, renderer, size_of, args):
-    started = time.time()
-    try:
-        picture = pictures.read_picture(source, None if args.insist else MAX_PIXELS)
-    except TooLarge as error:
-        raise UserError(f'{error.found}: add --insist if it is meant to be this large') from None
-    size = size_of(*picture.size)
-    check_scale(renderer.model, picture.size, size, args.region)
-    for remark in pictures.check_output(target, picture, size):
-        print(f'{source}: {remark}')
-    scene = renderer.open(picture.for_network())
-    with tqdm(total=size[0] * size[1], desc=os.path.basename(target), unit='px', unit_scale=True, leave=False,
-              disable=None) as bar:
-        rectangles = watched(scene, size, args.region, bar)
-        pictures.write_picture(target, picture, size, rectangles, args.region, args.quality)
-    report(target, picture.size, size, 1, time.time() - started, renderer)
+def make_renderer(args, pixels):
+    """The Renderer of the arguments, once it has said how long `pixels` (source, output) will take if that is long."""
+    import dataclasses
+
+    from engine.rendering.api import load_renderer
+    from engine.rendering.pace import Pace, fastest
+    auto = args.precision == 'auto'
+    renderer = load_renderer(args.model, args.gpu, args.ema, 'float32' if auto else args.precision, tile=args.tile,
+                             cell_clip=args.cell_clip, self_ensemble=args.self_ensemble)
+    if not auto and sum(pixels) < SMALL:
+        return renderer
+    renderer, pace = fastest(renderer) if auto else (renderer, Pace(renderer))
+    seconds = pace.seconds(*pixels) * (8 if args.self_ensemble else 1)
+    if seconds > SLOW:
+        print(f'this takes about {seconds:.0f} s' if seconds < 120 else f'this takes about {seconds / 60:.0f} min',
+              f'on {renderer.device} in {renderer.precision}', flush=True)
+    return renderer
 
 
-def enlarge_video(source, target, renderer, size_of, args):
-    started = time.time()
-    video = videos.read_video(source)
-    size = size_of(*video.size)
-    check_scale(renderer.model, video.size, size, args.region)
-    for remark in videos.remarks(target, size):
-        print(f'{source}: {remark}')
-    frames = tqdm(render_frames(video, renderer, size, args.region), desc=os.path.basename(target), total=video.count,
-                  unit='frame', leave=False, disable=None)
-    with contextlib.closing(frames):
-        count = videos.write_video(target, frames, size, video.rate, video.last, audio_from=source)
-    report(target, video.size, size, count, time.time() - started, renderer)
+def enlarge(source, target, renderer, size_of, args):
+    """Enlarge one file, and print what became of it."""
+    from datasets import images
+    from engine.rendering import jobs
+    started, scale = time.time(), args.scale
+    if not any((args.resolution, args.scale, args.width, args.height, args.max_side)):
+        scale = '4'
 
+    def announced_size(h, w):
+        rows, columns = size_of(h, w)
+        _, _, width, height = args.region or (0, 0, w, h)
+        change = columns * height / (rows * width) - 1
+        if args.resolution and abs(change) > 0.02:
+            print(f'{source}: {columns}x{rows} changes the aspect by {abs(change):.0%}; --max-side '
+                  f'{max(rows, columns)} keeps it')
+        return rows, columns
 
-def render_frames(video, renderer, size, region):
-    """Yield the frames enlarged, uint8 (H, W, 3)."""
-    before = image = None
-    for frame in video.frames():
-        if before is None or not np.array_equal(frame, before):  # a still stretch is rendered once
-            scene = renderer.open(torch.from_numpy(frame.astype(np.float32)).permute(2, 0, 1) / 255)
-            image = np.empty((*size, 3), np.uint8)
-            for top, left, rgb in watched(scene, size, region):
-                pixels = quantize(rgb, torch.uint8).permute(1, 2, 0).cpu().numpy()
-                image[top:top + len(pixels), left:left + pixels.shape[1]] = pixels
-            if scene.precision != renderer.precision:  # it would overflow in the next frames too
-                renderer = dataclasses.replace(renderer, precision=scene.precision)
-        before = frame
-        yield image
-
-
-def watched(scene, size, region, bar=None):
-    """The scene's rectangles, which must be numbers, with progress; says so when half precision was not enough."""
-    for top, left, rgb in scene.rectangles(size, region):
-        if rgb.isnan().any():
-            raise UserError('the model gives NaN in float32: its checkpoint is damaged, or its training diverged')
-        yield top, left, rgb
-        if bar is not None:
-            bar.update(rgb.shape[1] * rgb.shape[2])
-    if scene.redone or any(turned.redone for _, turned in scene.turned):
-        tqdm.write(f'{scene.renderer.precision} overflowed, so this is redone in float32')
-
-
-def check_scale(model, source, size, region):
-    """UserError for a model that has no decoder, only the pixels of an up-sampling encoder, at another size."""
-    if getattr(model, 'imnet', model) is None:
-        with torch.no_grad():
-            scale = model.encode(next(model.parameters()).new_zeros(1, 3, 16, 16)).shape[0] // 16
-        if region is not None or size != (source[0] * scale, source[1] * scale):
-            raise UserError(f'this checkpoint has no decoder, only pixels at x{scale}: found a size of '
-                            f'{size[1]}x{size[0]}, wanted --scale {scale} of the whole image')
-
-
-def report(target, source, size, frames, seconds, renderer):
-    times = f' x {frames} frames' if frames > 1 else ''
-    print(f'{target}: {size[1]}x{size[0]}{times} from {source[1]}x{source[0]}, {seconds:.1f} s, '
-          f'{size[0] * size[1] * frames / 1e6 / seconds:.2f} MP/s on {renderer.device}')
-
-
-@contextlib.contextmanager
-def one_line_errors(source):
-    """Lack of memory or of a writable place, as a UserError."""
-    try:
-        yield
-    except BrokenPipeError:  # of who reads what is printed, not of the picture
-        raise
-    except OSError as error:
-        raise UserError(f'{error.filename or source}: {error.strerror or error}') from error
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) and 'allocate' not in str(error):
-            raise
-        raise UserError(f'{source}: the memory does not suffice: add --tile 128, or choose a smaller size') from error
+    target = target or functools.partial(jobs.free_name, source, scale=scale)
+    if jobs.is_clip(source, target):
+        done = jobs.enlarge_video(source, target, renderer, announced_size, args.region)
+    else:
+        done = jobs.enlarge_picture(source, target, renderer, announced_size, args.region, args.quality,
+                                    None if args.insist else images.MAX_PIXELS)
+    path, (h, w), (rows, columns), frames = done
+    seconds, times = time.time() - started, f' x {frames} frames' if frames > 1 else ''
+    print(f'{path}: {columns}x{rows}{times} from {w}x{h}, {seconds:.1f} s, '
+          f'{rows * columns * frames / 1e6 / seconds:.2f} MP/s on {renderer.device} in {renderer.precision}')
 
 
 if __name__ == '__main__':
+    parse_arguments()  # answers --help and mistakes before torch, which takes seconds, is imported
+    from engine.runtime import run_program
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that unfinished files are removed
     run_program(main)

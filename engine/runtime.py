@@ -2,10 +2,10 @@
 
 Half precision is autocast over float32 weights; coordinates and blending weights stay in float32 (models/liif.py).
 """
-import argparse
 import contextlib
 import ctypes
 import errno
+import functools
 import os
 import signal
 import subprocess
@@ -15,21 +15,12 @@ import torch
 
 from datasets.images import cores
 from engine import ROOT, distributed
+from engine.arguments import Parser  # noqa: F401 (programs import it from here)
 from utils import UserError
 
 
 DTYPES = {'float32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class Parser(argparse.ArgumentParser):
-    """Command-line arguments whose mistakes are told in one line, with exit code 2; the docstring as it stands."""
-
-    def __init__(self, description):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def error(self, message):
-        self.exit(2, f'error: {message}; see {self.prog} --help (a value that begins with a minus: --flag=-1)\n')
 
 
 def run_program(main):
@@ -98,8 +89,14 @@ def select_device(gpu=None):
     device = torch.device('mps' if torch.backends.mps.is_available() and count == 1 else 'cpu')
     if local == 0:
         kind = "Apple's GPU (MPS)" if device.type == 'mps' else f'the CPU ({torch.get_num_threads()} threads)'
-        print(f'no CUDA GPU found, computing on {kind}', file=sys.stderr)
+        say_once(f'no CUDA GPU found, computing on {kind}')
     return device
+
+
+@functools.cache
+def say_once(message):
+    """Print a message to stderr the first time that this process has it."""
+    print(message, file=sys.stderr)
 
 
 def parse_gpus(gpu):

@@ -4,7 +4,6 @@ Only what is visible is encoded, in windows that are kept, so moving costs what 
 nothing. A window is cut out with the surroundings that its encoder sees, hence equal to that part of the whole image
 to float rounding.
 """
-import dataclasses
 import math
 import time
 
@@ -20,34 +19,6 @@ STEP = 0.25  # seconds of decoding after which it is asked whether to go on
 FIRST = 0.5  # seconds that decoding a first, rough view should take
 WINDOW = 1.5  # seconds that encoding a window may take; small ones, surroundings included, cost more in all
 BENEFIT = 1.25  # how many times finer than the source a rough view is at least; else it would show nothing new
-
-
-class Pace:
-    """Pixels a second that this machine encodes and decodes, learned as it goes."""
-
-    def __init__(self, renderer):
-        img = torch.rand(3, 64, 64)
-        self.encode = self.decode = 0.0
-        for _ in range(2):  # the first time includes getting ready
-            start = time.perf_counter()
-            scene = renderer.open(img).encode()
-            middle = time.perf_counter()
-            scene.render((96, 96))
-            self.encode, self.decode = 64 * 64 / (middle - start), 96 * 96 / (time.perf_counter() - middle)
-
-    def learn(self, what, pixels, seconds):
-        if pixels > 1000:  # small jobs tell little
-            setattr(self, what, (getattr(self, what) + pixels / max(seconds, 1e-6)) / 2)
-
-
-def fastest(renderer):
-    """The renderer, or one in bfloat16 where a trial on this CPU is 1.5 times faster with it, and its Pace."""
-    pace = Pace(renderer)
-    if renderer.device.type != 'cpu':
-        return renderer, pace
-    half = dataclasses.replace(renderer, precision='bf16')
-    quick = Pace(half)
-    return (half, quick) if quick.encode + quick.decode > 1.5 * (pace.encode + pace.decode) else (renderer, pace)
 
 
 class Explorer:

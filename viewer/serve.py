@@ -32,12 +32,13 @@ from PIL import Image  # noqa: E402
 import engine  # noqa: E402, F401 (before torch: how its threads wait)
 from engine.rendering.api import load_renderer, to_numpy  # noqa: E402
 from datasets.images import TooLarge  # noqa: E402
+from engine.rendering.pace import fastest  # noqa: E402
 from engine.rendering.picture import read_picture  # noqa: E402
 from engine.rendering.png import write_png  # noqa: E402
 from engine.rendering.renderer import quantize  # noqa: E402
 from engine.runtime import Parser, run_program  # noqa: E402
 from utils import UserError  # noqa: E402
-from viewer.explore import Explorer, fastest  # noqa: E402
+from viewer.explore import Explorer  # noqa: E402
 
 
 PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'page.html')

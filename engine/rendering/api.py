@@ -5,34 +5,38 @@
     out = scene.render((1080, 1920))
 """
 import os
-import sys
 
 import numpy as np
 import torch
 from PIL import Image
 
 from engine.checkpoint import default_model, load_model
+from engine.rendering.pace import fastest
 from engine.rendering.picture import read_picture
 from engine.rendering.renderer import Renderer
-from engine.runtime import select_device
+from engine.runtime import say_once, select_device
 from utils import UserError
 
 
-def load_renderer(model=None, gpu=None, ema=False, **options):
-    """A Renderer (engine/rendering/renderer.py) for a checkpoint.
+def load_renderer(model=None, gpu=None, ema=False, precision='float32', **options):
+    """A Renderer (engine/rendering/renderer.py) of a checkpoint.
 
-    model: the path of a checkpoint, None for the weights that come with the project; gpu: the number of a GPU, 'cpu',
-    or None for what there is; ema: its averaged weights; options: those of Renderer, such as precision='bf16'.
-    Raises UserError for a file that is no checkpoint, or one whose model cannot be asked for any size.
+    model: the path of a checkpoint, or a name in weights/; default: the weights that come with the project
+    gpu: the number of a GPU, or 'cpu'; default: the first GPU, else the CPU
+    ema: use the checkpoint's averaged weights
+    precision: 'float32', 'bf16', 'fp16' (GPU only), or 'auto': bf16 if a trial is 1.5 times as fast with it
+    options: the others of Renderer
+    Raises UserError for a file that is not a checkpoint, or whose model has no query_rgb.
     """
+    path = model or default_model()
     if model is None:
-        model = default_model()
-        print(f'using {os.path.relpath(model)}, which comes with the project', file=sys.stderr)
-    net, data_norm = load_model(model, select_device(None if gpu is None else str(gpu)), ema=ema)
-    if not hasattr(net, 'query_rgb') or getattr(net, 'imnet', net) is None:
-        raise UserError(f'{model}: its model, {type(net).__name__}, has no decoder that could be asked for any size; '
-                        f'wanted one such as liif (with an imnet_spec) or metasr')
-    return Renderer(net, data_norm, **options)
+        say_once(f'using {os.path.relpath(path)}, which comes with the project')
+    net, data_norm = load_model(path, select_device(None if gpu is None else str(gpu)), ema=ema)
+    if not hasattr(net, 'query_rgb'):
+        raise UserError(f'{path}: its model, {type(net).__name__}, has no decoder to ask for any size; expected a model '
+                        f'such as liif or metasr')
+    renderer = Renderer(net, data_norm, 'float32' if precision == 'auto' else precision, **options)
+    return fastest(renderer)[0] if precision == 'auto' else renderer
 
 
 def to_tensor(image):

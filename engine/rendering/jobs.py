@@ -1,17 +1,36 @@
-"""Which files a program makes of which: pictures and videos, named one by one, by folder or by pattern."""
+"""Enlarging files: which outputs are made from which images and videos, named singly, by folder or by pattern, and how."""
+import contextlib
+import dataclasses
 import glob
+import itertools
+import math
 import os
 
-from datasets.images import FORMATS
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import models
+from datasets.images import FORMATS, MAX_PIXELS
 from engine.rendering import picture as pictures
 from engine.rendering import video as videos
+from engine.rendering.renderer import Renderer, quantize
 from utils import UserError
 
 
-def find_jobs(inputs, output):
-    """([(source, target)], whether they are a batch rather than one named file). UserError for none, and for targets
-    that clash."""
+# Which files.
+
+def find_jobs(inputs, output=None):
+    """([(source, target)], whether they are a batch rather than one named file).
+
+    inputs: files, folders and patterns; output: a file or folder; default: targets are None, for `free_name`
+    Raises UserError if nothing is found, and for targets that clash.
+    """
     first = inputs[0]
+    if output is None:
+        if any(os.path.isdir(item) or not os.path.exists(item) and glob.has_magic(item) for item in inputs):
+            raise UserError(f'{" ".join(inputs)}: expected an output folder for a folder or a pattern')
+        return [(source, None) for source in inputs], len(inputs) > 1
     if len(inputs) == 1 and not os.path.isdir(first) and (os.path.exists(first) or not glob.has_magic(first)):
         if os.path.isdir(output) or output.endswith(('/', os.sep)):
             output = os.path.join(output, mirrored(os.path.basename(first)))
@@ -20,13 +39,14 @@ def find_jobs(inputs, output):
         jobs = [(source, os.path.join(output, mirrored(name))) for source, name in find_sources(inputs, output)]
         batch = True
         if not os.path.isdir(output) and (os.path.exists(output) or is_known(output)):
-            what = 'a file' if os.path.exists(output) else "a picture's or video's name"
-            raise UserError(f'output {output}: found {what}, wanted a folder for several inputs')
+            what = 'a file' if os.path.exists(output) else 'the name of an image or video'
+            raise UserError(f'output {output}: found {what}, expected a folder for several inputs')
     sources = {}
     for source, target in jobs:
         other = sources.setdefault(os.path.realpath(target), source)
         if other != source:
-            raise UserError(f'{other} and {source} would both be written to {target}: rename one, or run them apart')
+            raise UserError(f'{other} and {source} would both be written to {target}: rename one, or enlarge them '
+                            f'separately')
         if os.path.realpath(source) == os.path.realpath(target):
             raise UserError(f'{source} would be overwritten: name another output')
     return jobs, batch
@@ -48,7 +68,7 @@ def find_sources(inputs, output):
             found += [(path, os.path.basename(path)) for path in sorted(glob.glob(item, recursive=True))
                       if os.path.isfile(path) and is_known(path)]
     if not found:
-        raise UserError(f'{" ".join(inputs)}: no picture or video was found')
+        raise UserError(f'{" ".join(inputs)}: no image or video was found')
     return found
 
 
@@ -58,21 +78,148 @@ def is_known(path):
 
 
 def mirrored(name):
-    """The name of an output: that of the input, with another suffix where its kind cannot be written."""
+    """The name of an output: that of the input, with another suffix if its format cannot be written."""
     stem, suffix = os.path.splitext(name)
     if videos.is_video(name):
         return name if suffix.lower() in videos.WRITES else stem + '.mp4'
     return name if FORMATS.get(suffix.lower()) in pictures.WRITES else stem + '.png'
 
 
-def is_still(source, target):
-    """Whether the first frame of a GIF is meant: it is to be written as a picture."""
-    return source.lower().endswith('.gif') and not videos.is_video(target)
+def free_name(source, size, scale=None):
+    """A name in the folder of `source` that is not taken: photo_x4.png, or photo_1920x1080.png for scale None."""
+    stem, suffix = os.path.splitext(mirrored(source))
+    stem += f'_x{scale}' if scale else f'_{size[1]}x{size[0]}'
+    suffix = suffix if videos.is_video(source) else '.png'
+    names = itertools.chain([stem + suffix], (f'{stem}-{n}{suffix}' for n in itertools.count(2)))
+    return next(name for name in names if not os.path.lexists(name))
+
+
+def is_clip(source, target):
+    """Whether frames are to be rendered; a GIF that is written as an image gives its first frame."""
+    still = source.lower().endswith('.gif') and isinstance(target, str) and not videos.is_video(target)
+    return videos.is_video(source) and not still
 
 
 def is_done(source, target, size_of):
-    """Whether the target is newer than the source and, for pictures, of the size asked for."""
-    if not os.path.exists(target) or not os.path.exists(source) or os.path.getmtime(target) < os.path.getmtime(source):
+    """Whether the target is newer than the source and, for images, of the size asked for."""
+    if target is None or not os.path.exists(target) or not os.path.exists(source) \
+            or os.path.getmtime(target) < os.path.getmtime(source):
         return False
     size = pictures.picture_size(source)
     return videos.is_video(target) or size is not None and pictures.picture_size(target) == size_of(*size)
+
+
+def workload(jobs, size_of):
+    """(source pixels, output pixels) of jobs, from the files' headers; what cannot be read or written counts nothing."""
+    source = output = 0
+    for path, target in jobs:
+        with contextlib.suppress(UserError):
+            video = videos.read_video(path) if is_clip(path, target) else None
+            size, frames = (video.size, video.count) if video else (pictures.picture_size(path), 1)
+            if size is not None:
+                source += size[0] * size[1] * frames
+                output += math.prod(size_of(*size)) * frames
+    return source, output
+
+
+# Enlarging.
+
+def enlarge_picture(source, target, renderer, size_of, region=None, quality=95, max_pixels=MAX_PIXELS, say=print):
+    """Write an image enlarged.
+
+    source: the file; target: the file to write, or a function of the size (H, W) that names it
+    size_of: a function (h, w) -> (H, W), as `sizes.parse_size` returns
+    region: (x, y, width, height) in source pixels; quality: of JPEG and WebP; max_pixels: see `read_picture`
+    say: called with remarks about what cannot be kept
+    Returns (path, source size, size, 1 frame). Raises UserError.
+    """
+    with readable_errors(source):
+        picture = pictures.read_picture(source, max_pixels)
+        size = size_of(*picture.size)
+        path = target(size) if callable(target) else target
+        for remark in pictures.check_output(path, picture, size):
+            say(f'{source}: {remark}')
+        method, img, part = reduce_first(renderer, picture.for_network(), size, region)
+        if method is not renderer and picture.alpha is not None:
+            picture = picture._replace(alpha=method.open(picture.alpha.expand(3, -1, -1)).render(size, region)[:1])
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        with tqdm(total=size[0] * size[1], desc=os.path.basename(path), unit='px', unit_scale=True, leave=False,
+                  disable=None) as bar:
+            pictures.write_picture(path, picture, size, watched(method.open(img), size, part, bar), part, quality)
+    return path, picture.size, size, 1
+
+
+def enlarge_video(source, target, renderer, size_of, region=None, say=print):
+    """As `enlarge_picture`, for a video, frame by frame."""
+    with readable_errors(source):
+        video = videos.read_video(source)
+        size = size_of(*video.size)
+        path = target(size) if callable(target) else target
+        for remark in videos.remarks(path, size):
+            say(f'{source}: {remark}')
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        frames = tqdm(render_frames(video, renderer, size, region), desc=os.path.basename(path), total=video.count,
+                      unit='frame', leave=False, disable=None)
+        with contextlib.closing(frames):
+            count = videos.write_video(path, frames, size, video.rate, video.last, audio_from=source)
+    return path, video.size, size, count
+
+
+def render_frames(video, renderer, size, region):
+    """Yield the frames enlarged, uint8 (H, W, 3)."""
+    before = image = None
+    for frame in video.frames():
+        if before is None or not np.array_equal(frame, before):  # a still stretch is rendered once
+            img = torch.from_numpy(frame.astype(np.float32)).permute(2, 0, 1) / 255
+            method, img, part = reduce_first(renderer, img, size, region)
+            scene, image = method.open(img), np.empty((*size, 3), np.uint8)
+            for top, left, rgb in watched(scene, size, part):
+                pixels = quantize(rgb, torch.uint8).permute(1, 2, 0).cpu().numpy()
+                image[top:top + len(pixels), left:left + pixels.shape[1]] = pixels
+            if scene.redone:  # the next frames would overflow too
+                renderer = dataclasses.replace(renderer, precision='float32')
+        before = frame
+        yield image
+
+
+def reduce_first(renderer, img, size, region):
+    """(renderer, image, region) that give `size` without aliasing.
+
+    On an axis that shrinks, the network would only pick samples: the image is reduced by bicubic interpolation with
+    antialiasing instead, after the network has enlarged the other axis if that grows.
+    """
+    extent = img.shape[-2:] if region is None else (region[3], region[2])
+    if all(n >= e for n, e in zip(size, extent)):
+        return renderer, img, region
+    if any(n > e for n, e in zip(size, extent)):
+        grown = tuple(max(n, math.ceil(e)) for n, e in zip(size, extent))
+        img, region = renderer.open(img).render(grown, region), None
+    bicubic = Renderer(models.make({'name': 'bicubic'}))
+    return bicubic, bicubic.open(img).render(size, region), None
+
+
+def watched(scene, size, region, bar=None):
+    """The scene's rectangles with progress; UserError for NaN. Says if half precision was not enough."""
+    for top, left, rgb in scene.rectangles(size, region):
+        if rgb.isnan().any():
+            raise UserError('the model gives NaN in float32: its checkpoint is damaged, or its training diverged')
+        yield top, left, rgb
+        if bar is not None:
+            bar.update(rgb.shape[1] * rgb.shape[2])
+    if scene.redone or any(turned.redone for _, turned in scene.turned):
+        tqdm.write(f'{scene.renderer.precision} overflowed, so this is redone in float32')
+
+
+@contextlib.contextmanager
+def readable_errors(source):
+    """Lack of memory or of a writable place, as a UserError."""
+    try:
+        yield
+    except BrokenPipeError:  # of whoever reads what is printed
+        raise
+    except OSError as error:
+        raise UserError(f'{error.filename or source}: {error.strerror or error}') from error
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) and 'allocate' not in str(error):
+            raise
+        raise UserError(f'{source}: not enough memory: choose a smaller size, or smaller tiles (tile 128)') from error

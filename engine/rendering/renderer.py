@@ -60,6 +60,7 @@ class Renderer:
             raise UserError(f'tile: found {self.tile}, expected at least 1 pixel')
         if self.tile is not None:
             check_tiles(self.model)
+        self.scale = fixed_scale(self.model)
 
     def open(self, img):
         """A Scene of an image; it is encoded when it is first rendered, or by `Scene.encode`.
@@ -109,7 +110,7 @@ class Scene:
         """Encode now what the first render would encode, unless tiles are needed. Returns the scene."""
         model = self.renderer.model
         with autocast(self.renderer.device, self.precision):
-            if not hasattr(model, 'decode_grid'):
+            if not decodes_grids(model):
                 self._gen_feat()
             elif self.tile >= max(self.size):
                 self._codes((0, 0, *self.size))
@@ -159,6 +160,10 @@ class Scene:
                 and top + height <= h + slack):
             raise UserError(f'region: found {left},{top},{width},{height}, expected x,y,width,height inside the image '
                             f'of {w}x{h} pixels')
+        scale = self.renderer.scale
+        if scale is not None and (region is not None or tuple(size) != (h * scale, w * scale)):
+            raise UserError(f'this model has no decoder, only pixels at x{scale}: found a size of {size[1]}x{size[0]}, '
+                            f'expected {w * scale}x{h * scale}, the whole image')
         y, x = grid_axis(size[0], h, top, height), grid_axis(size[1], w, left, width)
         clip = self.renderer.cell_clip
         cell = [max(axis.pixel, 2 / (n * clip)) if clip else axis.pixel for axis, n in ((y, h), (x, w))]
@@ -258,6 +263,14 @@ class Scene:
         for top, left, rgb in self._decode(y, x, cell):
             out[:, top:top + rgb.shape[1], left:left + rgb.shape[2]] = rgb
         return out
+
+
+@torch.no_grad()
+def fixed_scale(model):
+    """The scale of a model without a decoder, which only has the pixels of an up-sampling encoder; None for others."""
+    if getattr(model, 'imnet', model) is not None:
+        return None
+    return model.encode(torch.zeros(1, 3, 16, 16, device=model_device(model))).shape[0] // 16
 
 
 class Axis(NamedTuple):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from engine import runtime
 from engine.checkpoint import save_checkpoint
 from engine.rendering.api import load_renderer, to_numpy, to_tensor
 from tests.common import fill_model, small_model, small_spec
@@ -88,15 +89,21 @@ def test_a_checkpoint_without_a_decoder(tmp_path):
     import models
     spec = {'name': 'liif', 'args': {'encoder_spec': {'name': 'edsr-baseline', 'args': {
         'n_resblocks': 1, 'n_feats': 8, 'scale': 2}}}}
-    for spec in (spec, spec['args']['encoder_spec']):
-        path = str(tmp_path / 'plain.pth')
-        save_checkpoint(path, {'model': {**spec, 'sd': fill_model(models.make(spec)).state_dict()}})
-        with pytest.raises(UserError, match='no decoder'):
-            load_renderer(path, gpu='cpu')
+    path, encoder = str(tmp_path / 'plain.pth'), spec['args']['encoder_spec']
+    save_checkpoint(path, {'model': {**encoder, 'sd': fill_model(models.make(encoder)).state_dict()}})
+    with pytest.raises(UserError, match='no decoder'):
+        load_renderer(path, gpu='cpu')
+    save_checkpoint(path, {'model': {**spec, 'sd': fill_model(models.make(spec)).state_dict()}})
+    scene = load_renderer(path, gpu='cpu', precision='auto').open(torch.rand(3, 5, 7))
+    assert scene.render((10, 14)).shape == (3, 10, 14)
+    for size, region in (((15, 21), None), ((2, 2), (0, 0, 1, 1))):
+        with pytest.raises(UserError, match='only pixels at x2: .* expected 14x10'):
+            scene.render(size, region)
 
 
 def test_the_weights_of_the_project_are_the_default(tmp_path, monkeypatch, capsys):
     path = save_small(tmp_path / 'model.pth')
     monkeypatch.setattr('engine.rendering.api.default_model', lambda: path)
+    runtime.say_once.cache_clear()
     assert load_renderer(gpu='cpu', precision='bf16').precision == 'bf16'
     assert 'which comes with the project' in capsys.readouterr().err

@@ -16,9 +16,10 @@ from torch import nn
 import demo
 import models
 from engine.checkpoint import load_model, save_checkpoint
+from datasets import images
 from datasets.images import decode_png16
+from engine.rendering import jobs, pace, sizes
 from engine.rendering import renderer as render
-from engine.rendering import sizes
 from engine.rendering.picture import read_picture
 from engine.rendering.png import write_png
 from engine.rendering.renderer import Renderer
@@ -82,7 +83,8 @@ def upscale(tmp_path, checkpoints):
             source = str(tmp_path / 'in.png')
             (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(source)
         output = str(tmp_path / name)
-        demo.main(['--input', source, '--output', output, '--model', checkpoints[model], '--gpu', 'cpu', *options])
+        demo.main([source, '--output', output, '--model', checkpoints[model], '--gpu', 'cpu', '--precision', 'float32',
+                   *options])
         return output
     return run
 
@@ -104,7 +106,8 @@ def test_the_fixed_form_as_a_process(tmp_path, checkpoints):
     Image.fromarray(PHOTO).save(tmp_path / 'in.png')
     (tmp_path / 'out.png').write_bytes(b'an older one')
     done = subprocess.run([sys.executable, 'demo.py', '--input', tmp_path / 'in.png', '--model', checkpoints['liif'],
-                           '--resolution', '90,101', '--output', tmp_path / 'out.png', '--gpu', 'cpu'],
+                           '--resolution', '90,101', '--output', tmp_path / 'out.png', '--gpu', 'cpu',
+                           '--precision', 'float32'],
                           cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert np.array_equal(pixels(tmp_path / 'out.png'), reference(checkpoints['liif'], PHOTO, (90, 101)))
@@ -112,7 +115,7 @@ def test_the_fixed_form_as_a_process(tmp_path, checkpoints):
 
 
 @pytest.mark.parametrize('wrong, message', [
-    (['--resolution', '0,5'], "--resolution: found '0,5'"),
+    (['--resolution', '0,5'], "resolution: found '0,5'"),
     (['--resolution', '9,9', '--input', 'text.png'], 'text.png')])
 def test_bad_input_as_a_process(tmp_path, checkpoints, wrong, message):
     (tmp_path / 'text.png').write_text('no picture')
@@ -158,11 +161,13 @@ def test_sizes_of_any_source():
     for _ in range(300):
         h, w, n = (int(v) for v in rng.integers(1, 5000, 3))
         tall = max(1, round(h * n / w))
-        size = sizes.parse_size(insist=True, width=str(n))(h, w)
+        size = sizes.parse_size(limit=None, width=str(n))(h, w)
         assert size[1] == n and abs(size[0] - tall) <= 1
-        assert sizes.parse_size(insist=True, height=n)(h, w)[0] == n
+        assert sizes.parse_size(limit=None, height=n)(h, w)[0] == n
         assert max(sizes.parse_size(max_side=n)(h, w)) == n
     assert sizes.parse_size(scale='2.5')(1, 3) == (3, 8)  # halves go up
+    assert sizes.parse_size(resolution='1920x1080')(1, 3) == sizes.parse_size(resolution='1080,1920')(1, 3) == (1080, 1920)
+    assert sizes.parse_size()(2, 3) == (8, 12)
 
 
 @pytest.mark.parametrize('shape', [(17, 1), (1, 17), (1, 1), (2, 3)])
@@ -173,28 +178,42 @@ def test_tiny_pictures(upscale, checkpoints, shape):
 
 
 @pytest.mark.parametrize('options, message', [
-    ([], 'found none, wanted one of --resolution, --scale'),
-    (['--scale', '2', '--width', '5'], 'found --scale and --width'),
+    (['--scale', '2', '--width', '5'], 'found scale and width'),
     (['--resolution', '0,5'], "'0,5'"), (['--resolution', '5'], 'H,W'), (['--resolution', '5.5,5'], 'H,W'),
     (['--scale', '0'], "'0'"), (['--scale', 'nan'], 'nan'), (['--scale', '1,2,3'], 'a factor'), (['--scale=-2'], '-2'),
-    (['--width', 'wide'], 'wide'), (['--region', '0,0,0,5', '--scale', '2'], '--region'),
+    (['--width', 'wide'], 'wide'), (['--region', '0,0,0,5', '--scale', '2'], 'region'),
     (['--region', '60,0,4,4', '--scale', '2'], 'inside the image of 63x41'),
     (['--region=-1,0,4,4', '--scale', '2'], 'inside the image'),
-    (['--region', '0,nan,4,4', '--scale', '2'], '--region'),
+    (['--region', '0,nan,4,4', '--scale', '2'], 'region'),
     (['--scale', '9000'], '567000x369000 pixels, 209.2 gigapixels.*--insist'),
     (['--scale', '2', '--tile', '0'], 'tile'),
-    (['--scale', '2', '--precision', 'fp8'], 'fp8'), (['--scale', '2', '--precision', 'fp16'], 'fp16'),
-    (['--scale', '2', '--quality', '0'], '--quality'), (['--scale', '2', '--cell-clip', '0.5'], '--cell-clip')])
+    (['--scale', '2', '--precision', 'fp8'], 'fp8'), (['--scale', '2', '--precision', 'fp16'], 'fp16')])
 def test_wrong_options(tmp_path, upscale, options, message):
     with pytest.raises(UserError, match=message) as error:
         upscale(PHOTO, *options)
     assert '\n' not in str(error.value) and os.listdir(tmp_path) == ['in.png']
 
 
+@pytest.mark.parametrize('options, message', [
+    (['--sclae', '2'], '--sclae is not an option, did you mean --scale?'), (['--nonsense=1'], '--nonsense is not'),
+    (['--quality', '0'], '--quality: found 0'), (['--cell-clip', '0.5'], '--cell-clip: found 0.5')])
+def test_mistyped_options_are_named_before_torch_is_imported(options, message):
+    code = f'import sys, demo\ntry: demo.main({["x.png", *options]})\nexcept SystemExit as e: ' \
+           f'sys.exit(e.code if "torch" not in sys.modules else 99)'
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count('\n') == 1
+
+
+def test_help_does_not_import_torch():
+    code = 'import sys, demo\ntry: demo.main(["--help"])\nexcept SystemExit: print("torch" in sys.modules)'
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith('False\n')
+
+
 def test_insisting_lifts_the_limits(upscale, monkeypatch):
     monkeypatch.setattr(sizes, 'MAX_OUTPUT', 5000)
-    monkeypatch.setattr(demo, 'MAX_PIXELS', 100)
-    with pytest.raises(UserError, match='63x41 pixels, more than the limit of 100: add --insist'):
+    monkeypatch.setattr(images, 'MAX_PIXELS', 100)
+    with pytest.raises(UserError, match='63x41 pixels, more than the limit of 100.*--insist'):
         upscale(PHOTO, '--scale', '1')
     with pytest.raises(UserError, match='--insist'):
         upscale(PHOTO[:2, :2], '--scale', '60')
@@ -247,7 +266,7 @@ def test_progress_covers_the_output():
         def update(self, n):
             self.n += n
     bar, scene = Bar(), Renderer(small_model(), tile=16).open(torch.rand(3, 20, 30))
-    assert len(list(demo.watched(scene, (50, 70), None, bar))) > 1 and bar.n == 50 * 70
+    assert len(list(jobs.watched(scene, (50, 70), None, bar))) > 1 and bar.n == 50 * 70
 
 
 def test_half_precision_that_overflows_is_redone(upscale, capsys):
@@ -262,6 +281,33 @@ def test_averaged_weights(upscale, checkpoints):
     assert not np.array_equal(plain, averaged)
     with pytest.raises(UserError, match='no averaged weights'):
         upscale(PHOTO, '--scale', '2', '--ema', model='overflow')
+
+
+@pytest.mark.parametrize('options, size', [(['--scale', '0.3'], (12, 19)), (['--scale', '0.3,2'], (12, 126)),
+                                           (['--region', '0,0,63,40', '--scale', '0.3'], (12, 19))])
+def test_reductions_do_not_alias(upscale, options, size):
+    """Stripes of one pixel, which picking samples would turn into wide ones, become grey; so does their alpha."""
+    stripes = np.zeros((41, 63, 4), np.uint8)
+    stripes[::2] = 255
+    found = pixels(upscale(stripes[..., :3], *options))
+    assert found.shape == (*size, 3) and np.ptp(found[4:8, 8:-8], axis=0).max() < 40
+    assert np.ptp(pixels(upscale(stripes, *options))[4:8, 8:-8, 3]) < 40
+
+
+@pytest.mark.parametrize('gain, chosen', [(1.4, 'float32'), (1.6, 'bf16')])
+def test_the_precision_is_chosen_by_a_trial(tmp_path, checkpoints, monkeypatch, capsys, gain, chosen):
+    class Pretended(pace.Pace):
+        def __init__(self, renderer):
+            self.encode = self.decode = 100 * (gain if renderer.precision == 'bf16' else 1)
+    monkeypatch.setattr(pace, 'Pace', Pretended)
+    Image.fromarray(PHOTO).save(tmp_path / 'in.png')
+    demo.main([str(tmp_path / 'in.png'), '--model', checkpoints['liif'], '--gpu', 'cpu'])
+    said = capsys.readouterr().out
+    assert f'on cpu in {chosen}' in said
+    seconds = 41 * 63 * 17 / 100 / (gain if chosen == 'bf16' else 1)
+    assert f'this takes about {seconds / 60:.0f} min' in said
+    assert np.array_equal(pixels(tmp_path / 'in_x4.png'),
+                          reference(checkpoints['liif'], PHOTO, (164, 252), precision=chosen))
 
 
 # What must survive, end to end.
@@ -307,8 +353,8 @@ def test_formats_profile_resolution_orientation(tmp_path, upscale, checkpoints, 
     output = upscale(str(tmp_path / 'in.jpg'), '--scale', '2', '--quality', '100', name=name)
     expected = reference(checkpoints['liif'], upright, (126, 82))
     assert np.abs(pixels(output) - expected).mean() < (1.5 if name.lower().endswith(('.jpg', '.jpeg')) else 0.01)
-    picture = read_picture(output)
-    assert picture.icc == b'x' * 200 and np.allclose(picture.dpi, 300, atol=0.1)
+    written = read_picture(output)
+    assert written.icc == b'x' * 200 and np.allclose(written.dpi, 300, atol=0.1)
 
 
 # Several files.
@@ -325,7 +371,8 @@ def album(tmp_path):
 
 
 def run(checkpoints, *options):
-    demo.main(['--model', checkpoints['liif'], '--gpu', 'cpu', '--scale', '2', *map(str, options)])
+    demo.main(['--model', checkpoints['liif'], '--gpu', 'cpu', '--precision', 'float32', '--scale', '2',
+               *map(str, options)])
 
 
 def tree(folder):
@@ -384,13 +431,29 @@ def test_patterns_and_several_files(tmp_path, album, checkpoints):
     assert (tmp_path / 'odd.png').exists()
 
 
+def test_without_an_output_a_new_name_is_found(tmp_path, checkpoints, capsys):
+    for name in ('a.jpg', 'b.png'):
+        Image.fromarray(PHOTO).save(tmp_path / name)
+    for options, names in [([], ['a_x4.png', 'b_x4.png']), ([], ['a_x4-2.png', 'b_x4-2.png']),
+                           (['--scale', '1.5'], ['a_x1.5.png', 'b_x1.5.png']),
+                           (['--resolution', '50x9'], ['a_50x9.png', 'b_50x9.png'])]:
+        before = {name: (tmp_path / name).read_bytes() for name in tree(tmp_path)}
+        demo.main([str(tmp_path / 'a.jpg'), '--input', str(tmp_path / 'b.png'), '--model', checkpoints['liif'], '--gpu',
+                   'cpu', '--precision', 'float32', *options])
+        assert {*tree(tmp_path)} - {*before} == {*names}
+        assert all((tmp_path / name).read_bytes() == data for name, data in before.items())
+    assert capsys.readouterr().out.count('50x9 changes the aspect by 262%; --max-side 50 keeps it') == 2
+    with pytest.raises(UserError, match='expected an output folder'):
+        demo.main([str(tmp_path)])
+
+
 def test_inputs_that_make_no_sense(tmp_path, album, checkpoints):
     (tmp_path / 'empty').mkdir()
     Image.fromarray(PHOTO).save(album / 'b.png')
     for inputs, output, message in [
-            ([tmp_path / 'empty'], 'out', 'no picture or video'), ([album / '*.xyz'], 'out', 'no picture or video'),
-            ([album / 'a.png', album / 'b.png'], album / 'b.jpg', 'found a file, wanted a folder'),
-            ([album], 'large.png', "found a picture's or video's name, wanted a folder"),
+            ([tmp_path / 'empty'], 'out', 'no image or video'), ([album / '*.xyz'], 'out', 'no image or video'),
+            ([album / 'a.png', album / 'b.png'], album / 'b.jpg', 'found a file, expected a folder'),
+            ([album], 'large.png', 'found the name of an image or video, expected a folder'),
             ([album / 'a.png', album / 'sub' / '..' / 'a.png'], album / '..' / 'album', 'would be overwritten'),
             ([album / 'a.png'], album / 'sub' / '..' / 'a.png', 'would be overwritten'),
             ([album, album / 'sub' / 'c.bmp', tmp_path / 'c.png'], 'out', None)]:
@@ -433,7 +496,7 @@ def test_too_little_memory_is_one_line(tmp_path, upscale, monkeypatch, error):
     def refuse(self, image):
         raise error
     monkeypatch.setattr(Renderer, 'open', refuse)
-    with pytest.raises(UserError, match='in.png: the memory does not suffice: add --tile'):
+    with pytest.raises(UserError, match='in.png: not enough memory.*tile 128'):
         upscale(PHOTO, '--scale', '2')
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-import demo
+from engine.rendering import jobs
 from engine.rendering import renderer as render
+from engine.rendering import video as videos
 from engine.rendering.renderer import Renderer
 from tests.common import small_model
 from tests.rendering.test_demo import PHOTO, checkpoints, pixels, reference, registered, upscale  # noqa: F401 (fixtures)
@@ -63,7 +64,7 @@ def test_video_keeps_size_rate_and_sound(tmp_path, upscale, clip, name, size, ca
 
 
 def test_video_colours_are_those_of_the_picture(tmp_path, upscale, clip):
-    video = demo.videos
+    video = videos
     frames = [np.repeat(np.repeat(np.uint8([[[200, 40, 30], [20, 180, 60]], [[30, 50, 190], [120, 120, 120]]]), 24, 0),
                         24, 1)] * 3
     for name in ('a.mp4', 'b.webm'):
@@ -77,8 +78,8 @@ def test_still_frames_are_rendered_once(tmp_path, monkeypatch):
     count = []
     monkeypatch.setattr(Renderer, 'open', lambda self, img: count.append(1) or render.Scene(self, img))
     frames = [PHOTO[:9, :9]] * 4 + [PHOTO[1:10, :9]]
-    video = demo.videos.Video((9, 9), 25, 5, lambda: iter(frames), 4)
-    assert len(list(demo.render_frames(video, Renderer(small_model()), (18, 18), None))) == 5 and len(count) == 2
+    video = videos.Video((9, 9), 25, 5, lambda: iter(frames), 4)
+    assert len(list(jobs.render_frames(video, Renderer(small_model()), (18, 18), None))) == 5 and len(count) == 2
 
 
 def test_bad_videos(tmp_path, upscale, clip, monkeypatch):

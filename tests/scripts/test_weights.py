@@ -14,6 +14,7 @@ from PIL import Image
 
 import demo
 from engine import checkpoint as weights
+from engine import runtime
 from engine.checkpoint import SUMS, default_model, load_checkpoint, load_model
 from engine.config import load_config
 from engine.evaluation.runs import Options, run_suite
@@ -56,10 +57,12 @@ def test_default_weights(tmp_path, checkpoints, monkeypatch, capsys):
     assert weights.default_model(str(tmp_path)) == str(tmp_path / 'new' / 'model.pth')
     (tmp_path / 'default.txt').write_text('old\n')
     assert weights.default_model(str(tmp_path)) == str(tmp_path / 'old' / 'model.pth')
-    monkeypatch.setattr(demo, 'default_model', lambda: str(tmp_path / 'new' / 'model.pth'))
+    assert weights.model_path('new', str(tmp_path)) == str(tmp_path / 'new' / 'model.pth')
+    monkeypatch.setattr('engine.rendering.api.default_model', lambda: str(tmp_path / 'new' / 'model.pth'))
     Image.fromarray(PHOTO).save(tmp_path / 'in.png')
-    demo.main(['--input', str(tmp_path / 'in.png'), '--output', str(tmp_path / 'out.png'), '--scale', '2'])
-    assert 'comes with the project' in capsys.readouterr().out and (tmp_path / 'out.png').exists()
+    runtime.say_once.cache_clear()
+    demo.main([str(tmp_path / 'in.png'), '--output', str(tmp_path / 'out.png'), '--scale', '2'])
+    assert 'comes with the project' in capsys.readouterr().err and (tmp_path / 'out.png').exists()
 
 
 @pytest.mark.parametrize('folder', FOLDERS, ids=NAMES)

@@ -19,15 +19,13 @@ from PIL import Image
 
 import models
 from engine.rendering.api import to_numpy, to_tensor
+from engine.rendering.pace import Pace, fastest
 from engine.rendering.renderer import Renderer
 from tests.common import small_model, small_spec
 from tests.conftest import ROOT
 from utils import UserError
-from viewer.explore import GRID, Explorer, Pace, fastest
-
-
-sys.path.append(os.path.join(ROOT, 'scripts'))
-import viewer as program  # noqa: E402 (where it is found comes first)
+from viewer import serve as program
+from viewer.explore import GRID, Explorer
 
 
 PIXELS = np.random.default_rng(5).integers(0, 256, (150, 200, 3), dtype=np.uint8)
@@ -80,8 +78,8 @@ def test_pieces_cover_a_view_once_roughly_first():
 def test_what_is_encoded_stays_and_only_what_comes_into_sight_is_added():
     e = explorer(encode=100_000)
     encoded = []
-    encode = e.renderer.encode
-    e.renderer.encode = lambda img: encoded.append(img.shape[1] * img.shape[2]) or encode(img)
+    open_scene = e.renderer.open
+    e.renderer.open = lambda img: encoded.append(img.shape[1] * img.shape[2]) or open_scene(img)
     e.render((40, 40, 64, 48), (96, 128))
     first = sum(encoded)
     assert first < PIXELS.size / 3
