@@ -24,8 +24,8 @@ SMALL = 1_000_000  # pixels below which none is needed
 def parse_arguments(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
-    add('inputs', nargs='*', metavar='input', help='images (PNG, JPEG, WebP, TIFF, BMP, GIF) or videos: files, folders, '
-        'patterns such as "in/*.png"')
+    add('inputs', nargs='*', metavar='input', help='images (PNG, JPEG, WebP, AVIF, TIFF, BMP, GIF, ...) or '
+        'videos: files, folders, patterns such as "in/*.png"')
     add('--input', nargs='+', default=[], metavar='INPUT', help='the same')
     add('--output', help='the file to write, or a folder, in which the names of the inputs are mirrored; of several '
         'inputs those written before, at this size, are skipped; default: a new file such as photo_x4.png next to the '
@@ -48,7 +48,8 @@ def parse_arguments(argv=None):
     add('--tile', type=int, metavar='N', help='encode in tiles of N source pixels; default: chosen by the memory')
     add('--gpu', help="a GPU's number, or cpu; default: the first GPU, else the CPU")
     add('--ema', action='store_true', help="use the checkpoint's averaged weights")
-    add('--quality', type=int, default=95, help='of JPEG and WebP, 1 to 100 (100: lossless WebP); default: 95')
+    add('--quality', type=int, default=95, help='of JPEG, WebP and AVIF, 1 to 100 (100: lossless WebP); '
+        'default: 95')
     add('--overwrite', action='store_true', help='of several inputs, render again those written before')
     add('--insist', action='store_true', help='no limits on the pixels of source and output')
     args = parser.parse_args(argv)

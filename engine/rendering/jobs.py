@@ -1,4 +1,4 @@
-"""Enlarging files: which outputs are made from which images and videos, named singly, by folder or by pattern, and how."""
+"""Enlarging files: which outputs are made from which images and videos, and how."""
 import contextlib
 import dataclasses
 import glob
@@ -110,7 +110,7 @@ def is_done(source, target, size_of):
 
 
 def workload(jobs, size_of):
-    """(source pixels, output pixels) of jobs, from the files' headers; what cannot be read or written counts nothing."""
+    """(source pixels, output pixels) of jobs, from the headers of files; unreadable ones count nothing."""
     source = output = 0
     for path, target in jobs:
         with contextlib.suppress(UserError):
@@ -129,7 +129,7 @@ def enlarge_picture(source, target, renderer, size_of, region=None, quality=95, 
 
     source: the file; target: the file to write, or a function of the size (H, W) that names it
     size_of: a function (h, w) -> (H, W), as `sizes.parse_size` returns
-    region: (x, y, width, height) in source pixels; quality: of JPEG and WebP; max_pixels: see `read_picture`
+    region: (x, y, width, height) in source pixels; quality: of JPEG, WebP and AVIF; max_pixels: see `read_picture`
     say: called with remarks about what cannot be kept
     Returns (path, source size, size, 1 frame). Raises UserError.
     """

@@ -36,7 +36,7 @@ class Renderer:
     precision: 'float32', 'bf16' or 'fp16' (GPU only)
     tile: side of the tiles in source pixels; default: chosen from `memory`
     chunk: queries decoded at a time; default: chosen by the model
-    memory: bytes for encoding a tile, and again for codes that are kept; default: half of a GPU's free memory, else 2 GiB
+    memory: bytes for encoding a tile, and again for kept codes; default: half of a GPU's free memory, else 2 GiB
     cell_clip: largest scale of training, beyond which the cell stays constant; default: never
     self_ensemble: average over the eight flips and transposes
     Raises UserError for a tile size below 1, or one given for a model that cannot be tiled.
@@ -49,7 +49,7 @@ class Renderer:
     memory: Optional[int] = None
     cell_clip: Optional[float] = None
     self_ensemble: bool = False
-    encoded: Optional['Scene'] = field(default=None, init=False, repr=False)  # whose features a model without `encode` holds
+    encoded: Optional['Scene'] = field(default=None, init=False, repr=False)  # whose features `model.gen_feat` left
 
     def __post_init__(self):
         self.model.eval()
@@ -290,9 +290,9 @@ class Axis(NamedTuple):
 def grid_axis(n, source, start, extent):
     """The Axis of n output pixels that show [start, start + extent) of an axis of `source` pixels.
 
-    Where they are pixels of a render of the whole axis, they get the coordinates that the published code gives these, to the
-    bit: queries half-way between two codes, as odd scales have them, then pick the same codes. It matters most at the
-    end of an axis, where all four areas of the ensemble can vanish in float32.
+    If they are pixels of a render of the whole axis, they get the published coordinates of that render, to the bit, so
+    that queries half-way between two codes, as odd scales have them, pick the same codes. It matters most at the end of
+    an axis, where all four areas of the ensemble can vanish in float32.
     """
     whole, first = n * source / extent, n * start / extent
     if abs(whole - round(whole)) + abs(first - round(first)) < 1e-6 and whole < 1 << 24:

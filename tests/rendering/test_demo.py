@@ -166,7 +166,8 @@ def test_sizes_of_any_source():
         assert sizes.parse_size(limit=None, height=n)(h, w)[0] == n
         assert max(sizes.parse_size(max_side=n)(h, w)) == n
     assert sizes.parse_size(scale='2.5')(1, 3) == (3, 8)  # halves go up
-    assert sizes.parse_size(resolution='1920x1080')(1, 3) == sizes.parse_size(resolution='1080,1920')(1, 3) == (1080, 1920)
+    for text in ('1920x1080', '1080,1920', '1920 X 1080'):
+        assert sizes.parse_size(resolution=text)(1, 3) == (1080, 1920)
     assert sizes.parse_size()(2, 3) == (8, 12)
 
 
