@@ -495,7 +495,7 @@ def test_a_part_of_a_set_is_not_compared_with_the_whole():
 
 def test_trainings_by_others_stand_between_ours_and_the_papers():
     runs = [made_up('mine', '2', 37.9, data='Set5', images=5)]
-    others = 'EDSR-baseline-LIIF (mean of 3 trainings by others)'
+    others = 'EDSR-baseline-LIIF (mean of 3 trainings)'
     assert [row[1:] for row in rows_of(runs)[1:]] == [
         ['mine', '37.90'], [others, '37.97'], ['RDN-LIIF (published)', '38.17'], ['Bicubic (published)', '33.66']]
     assert any(line.startswith(f'Set5, {others}: three seeds') for line in tables.notes(runs))
