@@ -1,4 +1,5 @@
 """Files from elsewhere: downloads that resume and are checked, archives that are read without trusting them."""
+import bz2
 import contextlib
 import errno
 import gzip
@@ -10,6 +11,7 @@ import os
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import time
 import urllib.error
@@ -25,6 +27,8 @@ from utils import UserError, atomic_write
 BLOCK = 1 << 20
 MAX_FILE = 1 << 30  # bytes of one file in an archive; the largest images of the data sets have 20 MB
 MAX_FILES = 1_000_000
+MAX_NAME = 200  # bytes of one part of a name; file systems take 255, and a temporary file's is longer
+MAX_DOWNLOAD = 1 << 34  # bytes of an answer that does not state its length
 MAX_RATIO = 200  # unpacked to packed, for files beyond a megabyte: images do not compress, bombs do
 
 
@@ -45,7 +49,8 @@ def download(urls, path, md5=None, attempts=4, pause=2.0, timeout=30):
         except (OSError, http.client.HTTPException) as error:
             if getattr(error, 'errno', None) == errno.ENOSPC:
                 raise
-            problems.append(f'{url}: {getattr(error, "reason", None) or error or type(error).__name__}')
+            reason = getattr(error, 'reason', None) or error
+            problems.append(f'{url}: {" ".join(str(reason).split()) or type(error).__name__}')
             continue
         found = _md5(path + '.part') if md5 else None
         if found != md5:
@@ -78,58 +83,86 @@ def _download_one(url, part, attempts, pause, timeout):
 
 
 def _continue(url, part, timeout):
-    """Ask for what `part` lacks of `url` and append it. Raises ConnectionError when the connection ends early."""
-    start, known = _state(url, part)
+    """Ask for what `part` lacks of `url` and append it. Raises ConnectionError when the connection ends early, OSError
+    for answers that make no sense."""
+    start, validator, known_total = _state(url, part)
     request = urllib.request.Request(url, headers={'User-Agent': 'liif'})
     if start:
         request.add_header('Range', f'bytes={start}-')
-        request.add_header('If-Range', known)
+        request.add_header('If-Range', validator)
     try:
         response = urllib.request.urlopen(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
-        if error.headers.get('Content-Range') == f'bytes */{start}':
+        if error.headers.get('Content-Range') == f'bytes */{start}' and known_total in (None, start):
             return  # nothing was missing
         _forget(part)
         raise ConnectionError('the server has another file than before') from None
+    except ValueError as error:  # an address, here or in a redirection, that is none
+        raise OSError(f'the server redirects to an address that cannot be used ({error})') from None
     with response:
         if response.status != 206:
             start = 0  # the file changed, or the server knows no ranges: from the beginning
-        elif not response.headers.get('Content-Range', '').startswith(f'bytes {start}-'):
-            raise ConnectionError(f'asked for bytes from {start} on, got {response.headers.get("Content-Range")}')
-        length = response.headers.get('Content-Length')
-        total = None if length is None else start + int(length)
+        total = _total(response, start)
+        if start and (_validator(response) not in ('', validator) or known_total not in (None, total)):
+            _forget(part)
+            raise ConnectionError('the server has another file than before')
         free = shutil.disk_usage(os.path.dirname(os.path.abspath(part))).free
         if total and total - start > free:
             raise UserError(f'{url} needs {total - start:,} more bytes and the disk has {free:,}: make room')
         if not start:
-            validator = response.headers.get('ETag') or response.headers.get('Last-Modified') or ''
-            validator = '' if validator.startswith('W/') else validator  # weak ones do not promise the same bytes
             with atomic_write(part + '.json', 'w') as f:
-                json.dump({'url': url, 'validator': validator}, f)
-        with open(part, 'ab' if start else 'wb') as f, \
-                tqdm(total=total, initial=start, unit='B', unit_scale=True, desc=url.rsplit('/', 1)[-1],
-                     disable=None) as bar:
-            while block := response.read(BLOCK):
-                f.write(block)
-                bar.update(len(block))
-            f.flush()
-            os.fsync(f.fileno())
-        if total is not None and os.path.getsize(part) != total:
-            raise ConnectionError(f'the connection ended after {os.path.getsize(part):,} of {total:,} bytes')
+                json.dump({'url': url, 'validator': _validator(response), 'total': total}, f)
+        _append(response, part, start, total, url.rsplit('/', 1)[-1])
+
+
+def _append(response, part, start, total, name):
+    with open(part, 'ab' if start else 'wb') as f, \
+            tqdm(total=total, initial=start, unit='B', unit_scale=True, desc=name, disable=None) as bar:
+        while block := response.read(BLOCK):
+            f.write(block)
+            bar.update(len(block))
+            if total is None and f.tell() > MAX_DOWNLOAD:
+                _forget(part)
+                raise OSError(f'the answer states no length and did not end after {MAX_DOWNLOAD:,} bytes')
+        f.flush()
+        os.fsync(f.fileno())
+    if total is not None and os.path.getsize(part) != total:
+        raise ConnectionError(f'the connection ended after {os.path.getsize(part):,} of {total:,} bytes')
+
+
+def _total(response, start):
+    """Bytes of the whole file by the headers, None where they do not tell; OSError where they contradict themselves."""
+    length, span = response.headers.get('Content-Length'), response.headers.get('Content-Range', '')
+    if length is not None and not re.fullmatch(r'[0-9]{1,18}', length.strip()):
+        raise OSError(f'the server states a length of {length[:40]!r}')
+    length = None if length is None else int(length)
+    if response.status != 206:
+        return length
+    match = re.fullmatch(r'bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)', span.strip())
+    if not match or int(match[1]) != start:
+        raise ConnectionError(f'asked for bytes from {start} on, got {span[:60]!r}')
+    return int(match[2]) + 1 if match[3] == '*' else int(match[3])
+
+
+def _validator(response):
+    """What identifies the file's bytes: a strong ETag or its date; '' without either."""
+    found = response.headers.get('ETag') or response.headers.get('Last-Modified') or ''
+    return '' if found.startswith('W/') else found
 
 
 def _state(url, part):
-    """How many bytes of `url` are at hand, and the validator they came with; (0, '') where they cannot be trusted."""
+    """(Bytes of `url` that are here, their validator, bytes of the whole file or None); (0, '', None) where what is
+    here cannot be trusted."""
     try:
         with open(part + '.json') as f:
             known = json.load(f)
         if known['url'] == url and known['validator']:
-            return os.path.getsize(part), known['validator']
+            return os.path.getsize(part), known['validator'], known.get('total')
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    return 0, ''
+    return 0, '', None
 
 
 def _forget(part):
@@ -173,6 +206,8 @@ def read_members(path, wanted):
             if count >= MAX_FILES:
                 raise UserError(f'{path} holds more than {MAX_FILES:,} files: it was not unpacked further')
             parts = [part for part in parts if part not in ('', '.')]
+            if any(len(os.fsencode(part)) > MAX_NAME for part in parts):
+                raise UserError(f'{path} holds a name that is too long, {name[:60] + "..."!r}: it was not unpacked')
             name = '/'.join(base + parts)
             if any(part.startswith(('.', '__MACOSX')) for part in parts) or not wanted(name):
                 continue
@@ -186,11 +221,14 @@ def _checked(path):
     """Say which archive is damaged, whatever its decoder raises."""
     try:
         yield
-    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError,
-            RuntimeError) as error:  # RuntimeError: zip methods that Python does not know
+    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError,
+            ValueError, OverflowError, MemoryError, struct.error) as error:
+        # RuntimeError: zip methods that Python does not know, and headers that nest too deep
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f'{path} is damaged, incomplete or no zip or tar archive ({reason}): download or copy it '
-                        f'again') from None
+        raise error if isinstance(error, UserError) else UserError(
+            f'{path} is damaged, incomplete or no zip or tar archive ({reason}): download or copy it again') from None
+    except OSError as error:
+        raise UserError(f'{path} cannot be read ({error.strerror or error}): copy it again') from None
 
 
 def _folder_members(path):
@@ -205,6 +243,8 @@ def _folder_members(path):
 
 def _zip_members(path):
     with zipfile.ZipFile(path) as archive:
+        if sum(info.compress_size for info in archive.infolist()) > os.path.getsize(path):
+            raise UserError(f'{path} holds files that overlap, or whose packed sizes are false: it was not unpacked')
         for info in archive.infolist():
             if info.is_dir():
                 continue
@@ -218,15 +258,36 @@ def _zip_members(path):
             yield info.filename, info.file_size, _reader(path, archive.open, info)
 
 
+DECOMPRESSORS = {b'\x1f\x8b': gzip.open, b'BZh': bz2.open, b'\xfd7zXZ\0': lzma.open}
+
+
+class _Headers:
+    """A file of which tarfile reads at most `limit` bytes at once: headers (names, comments) that claim more are bombs."""
+
+    def __init__(self, file):
+        self.file, self.limit = file, BLOCK
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size=-1):
+        if not 0 <= size <= self.limit:
+            raise tarfile.ReadError(f'a header of {size:,} bytes')
+        return self.file.read(size)
+
+
 def _tar_members(path):
-    with tarfile.open(path) as archive:
+    with open(path, 'rb') as f:
+        head = f.read(6)
+    opener = next((opener for magic, opener in DECOMPRESSORS.items() if head.startswith(magic)), open)
+    with opener(path, 'rb') as f, tarfile.open(fileobj=(file := _Headers(f)), mode='r:') as archive:
         for info in archive:  # and read in this order, so that what is compressed is decompressed once
             if info.isdir():
                 continue
             if not info.isfile():
-                raise UserError(f'{path} holds {info.name!r}, a link or device: it was not unpacked')
+                raise UserError(f'{path} holds {info.name[:60]!r}, a link or device: it was not unpacked')
+            file.limit = MAX_FILE
             yield info.name, info.size, _reader(path, archive.extractfile, info)
-        while archive.fileobj.read(BLOCK):  # to the end, where the checksum of a compressed archive stands
+            file.limit = BLOCK
+        while f.read(BLOCK):  # to the end, where the checksum of a compressed archive stands
             pass
 
 

@@ -1,4 +1,6 @@
 """Laying data out: downloads from a server on this machine, archives of every known layout, and hostile ones."""
+import contextlib
+import gzip
 import hashlib
 import http.server
 import io
@@ -61,11 +63,12 @@ def tree(folder):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Files at paths, with ranges; `cut` holds byte counts after which the next answers break off."""
+    """Files at paths, with ranges; `cut` holds byte counts after which the next answers break off, `raw` whole answers
+    that are given instead."""
 
     def __init__(self):
         super().__init__(('127.0.0.1', 0), Handler)
-        self.files, self.cut, self.log, self.etag, self.ranges = {}, [], [], '"one"', True
+        self.files, self.cut, self.raw, self.log, self.etag, self.ranges = {}, [], [], [], '"one"', True
         self.url = f'http://127.0.0.1:{self.server_port}/'
 
 
@@ -78,6 +81,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         data = server.files.get(self.path[1:])
         wanted = self.headers.get('Range')
         server.log.append((self.path[1:], wanted))
+        if server.raw:
+            self.close_connection = True
+            with contextlib.suppress(ConnectionError):  # of a client that has had enough
+                self.wfile.write(server.raw.pop(0))
+            return None
         if data is None:
             return self.send_error(404)
         if wanted and server.ranges and self.headers.get('If-Range') == server.etag:
@@ -195,6 +203,56 @@ def test_disk_space_is_asked_first(server, tmp_path, monkeypatch):
     assert tree(tmp_path) == []
 
 
+def answer(status, *headers, body=b''):
+    return '\r\n'.join([f'HTTP/1.1 {status}', *headers, '', '']).encode() + body
+
+
+@pytest.mark.parametrize('raw, message', [
+    (answer('200 OK', 'Content-Length: many'), "a length of 'many'"),
+    (answer('200 OK', 'Content-Length: -5'), "a length of '-5'"),
+    (answer('302 Found', 'Location: http://['), 'redirects to an address that cannot be used'),
+    (answer('302 Found', 'Location: file:///etc/passwd'), "Redirection to url 'file:///etc/passwd' is not allowed"),
+    (b'not HTTP at all', 'a.zip: '), (answer('200 OK', 'X: ' + 'x' * 70_000), 'got more than 65536 bytes')])
+def test_answers_that_make_no_sense(server, tmp_path, raw, message):
+    server.raw = [raw]
+    with pytest.raises(UserError) as error:
+        download([server.url + 'a.zip'], str(tmp_path / 'a.zip'), attempts=1)
+    assert message in str(error.value) and '\n' not in str(error.value) and not (tmp_path / 'a.zip').exists()
+
+
+def test_redirections_in_a_circle(server, tmp_path):
+    server.raw = [answer('302 Found', f'Location: {server.url}a.zip', 'Content-Length: 0')] * 20
+    with pytest.raises(UserError) as error:
+        download([server.url + 'a.zip'], str(tmp_path / 'a.zip'), attempts=1)
+    assert 'infinite loop' in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('raw', [
+    answer('206 Partial Content', 'Content-Range: bytes 100000-199999/300000', 'Content-Length: 100000', 'ETag: "one"',
+           body=BODY[100_000:200_000]),  # a part of what was asked for
+    answer('206 Partial Content', 'Content-Range: bytes 100000-199999/200000', 'Content-Length: 100000', 'ETag: "one"',
+           body=BODY[100_000:200_000]),  # of a file that is shorter than before
+    answer('206 Partial Content', 'Content-Range: bytes 100000-299999/300000', 'Content-Length: 200000', 'ETag: "two"',
+           body=bytes(200_000)),  # of a file that changed, in spite of If-Range
+    answer('416 Range Not Satisfiable', 'Content-Range: bytes */100000', 'Content-Length: 0')])  # "that was all"
+def test_short_and_changed_answers_do_not_pass_as_complete(server, tmp_path, raw):
+    server.files['a.zip'], server.cut = BODY, [100_000]
+    path = str(tmp_path / 'a.zip')
+    with pytest.raises(UserError):
+        download([server.url + 'a.zip'], path, attempts=1)
+    server.raw = [raw]
+    download([server.url + 'a.zip'], path, pause=0)  # without a checksum
+    assert open(path, 'rb').read() == BODY
+
+
+def test_an_endless_body(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, 'MAX_DOWNLOAD', 100_000)
+    server.raw = [answer('200 OK', body=bytes(10_000_000))]  # no length: up to the end of the connection
+    with pytest.raises(UserError, match='did not end after 100,000 bytes'):
+        download([server.url + 'a.zip'], str(tmp_path / 'a.zip'), attempts=1)
+    assert tree(tmp_path) == []
+
+
 def everything(path):
     return {name: read() for name, _, read in read_members(path, lambda name: True)}
 
@@ -234,6 +292,37 @@ def test_links_bombs_and_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, 'MAX_FILE', 1000)
     with pytest.raises(UserError, match='more than 1,000'):
         everything(write_tar(tmp_path / 'large.tar', {'x.png': bytes(1001)}))
+
+
+def test_long_names_and_header_bombs(tmp_path):
+    name = 'x' * 230 + '.png'
+    for path in (write_zip(tmp_path / 'a.zip', {name: b'1'}), write_tar(tmp_path / 'a.tar', {name: b'1'})):
+        with pytest.raises(UserError, match='a name that is too long'):
+            everything(path)
+    headers = {}
+    for kind in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):  # 50 MB of name, packed to 50 kB
+        info = tarfile.TarInfo('name')
+        info.type, info.size = kind, 50_000_000
+        headers[kind] = info.tobuf(tarfile.GNU_FORMAT) + bytes(50_000_256)
+    info = tarfile.TarInfo('name')
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 4
+    headers['nested'] = (info.tobuf(tarfile.GNU_FORMAT) + b'abc'.ljust(512, b'\0')) * 3000
+    for header in headers.values():
+        (tmp_path / 'bomb.tar.gz').write_bytes(gzip.compress(header, 1))
+        with pytest.raises(UserError, match='damaged, incomplete or no zip or tar'):
+            everything(str(tmp_path / 'bomb.tar.gz'))
+
+
+def test_false_packed_size(tmp_path):
+    path = tmp_path / 'bomb.zip'
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('x.png', bytes(5_000_000))
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b'PK\1\2') + 20  # the packed size in the directory: as if it were a 50th of the unpacked
+    data[at:at + 4] = (100_000).to_bytes(4, 'little')
+    path.write_bytes(data)
+    with pytest.raises(UserError, match='packed sizes are false'):
+        everything(str(path))
 
 
 def test_damaged_archives(tmp_path):
