@@ -68,7 +68,7 @@ def main(argv=None):
     from datasets import images
     from engine.rendering import jobs, sizes  # torch comes with them, so they are imported when the arguments are right
     from utils import UserError
-    args.region = None if args.region is None else sizes.parse('region', args.region)
+    args.region = None if args.region is None else sizes.parse('region', args.region, '--region')
     size_of = sizes.parse_size(args.region, None if args.insist else sizes.MAX_OUTPUT, resolution=args.resolution,
                                scale=args.scale, width=args.width, height=args.height, max_side=args.max_side)
     todo, batch = jobs.find_jobs(args.inputs, args.output)
@@ -97,8 +97,6 @@ def main(argv=None):
 
 def make_renderer(args, pixels):
     """The Renderer of the arguments, once it has said how long `pixels` (source, output) will take if that is long."""
-    import dataclasses
-
     from engine.rendering.api import load_renderer
     from engine.rendering.pace import Pace, fastest
     auto = args.precision == 'auto'

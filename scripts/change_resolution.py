@@ -9,9 +9,10 @@ import _path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from engine.rendering.api import to_tensor
-from engine.rendering.figures import (GROUND, View, add_model_arguments, as_image, blank, check_size, ease, positive,
+from engine.rendering.figures import (GROUND, View, add_model_arguments, blank, check_size, ease, positive,
                                       renderer_of, save_animation, tag)
 from datasets.imresize import imresize
 from engine.runtime import Parser, run_program
@@ -25,7 +26,7 @@ def main(argv=None):
     parser.add_argument('--start', type=int, default=32, help='the first size, of the longer side, in pixels; 32')
     parser.add_argument('--end', type=int, default=640, help='the last one; 640')
     parser.add_argument('--input-size', type=int, metavar='N', help='first reduce the image to N pixels on its longer '
-                        'side, which is all that the model then sees; as it is when absent')
+                        'side, which is all that the model sees')
     parser.add_argument('--seconds', type=float, default=6, help='how long; 6')
     parser.add_argument('--fps', type=float, default=12.5, help='frames a second; 12.5')
     add_model_arguments(parser)
@@ -67,7 +68,7 @@ def grow(view, canvas, start, end, count, hold):
         size = [min(full, n + (full - n) % 2) for n, full in zip(fit(view.size, longest), canvas)]
         frame = blank(canvas, GROUND)
         picture = view.render(tuple(size))
-        frame.paste(as_image(picture), ((canvas[1] - size[1]) // 2, (canvas[0] - size[0]) // 2))
+        frame.paste(Image.fromarray(picture), ((canvas[1] - size[1]) // 2, (canvas[0] - size[0]) // 2))
         tag(frame, f'{size[1]} x {size[0]}', 'left')
         tag(frame, f'from {view.size[1]} x {view.size[0]}', 'right')
         yield np.asarray(frame)

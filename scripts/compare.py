@@ -1,10 +1,10 @@
-"""The figure input | nearest | bilinear | bicubic | LIIF | ground truth, with a marked inset and PSNR.
+"""The figure input | nearest | bilinear | bicubic | model | ground truth, with a marked inset and PSNR.
 
     python scripts/compare.py photo.png --scale 4 --output figure.png
     python scripts/compare.py small.png --input-only --scale 8 --region 40,22,24,18 --output figure.png
 
-In the first form the image is the ground truth, and the input is what MATLAB's bicubic reduction by --scale (any
-number) makes of it; in the second the image is the input itself, and there is nothing to compare with.
+In the first form the image is the ground truth, and the input is its reduction by --scale (any number) with MATLAB's
+bicubic kernel; in the second the image is the input, and there is no ground truth.
 """
 import _path
 
@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
+from engine.checkpoint import default_model
+from engine.evaluation.runs import split_label
 from engine.rendering.api import to_numpy, to_tensor
-from engine.rendering.figures import (ACCENT, GROUND, INK, PAPER, SOFT, add_model_arguments, as_image, baseline,
+from engine.rendering.figures import (ACCENT, GROUND, INK, PAPER, SOFT, add_model_arguments, baseline,
                                       blank, check_size, font, positive, renderer_of, save_image)
 from datasets.imresize import imresize, lr_size
 from engine.rendering.renderer import quantize
@@ -31,10 +33,10 @@ def main(argv=None):
     parser.add_argument('--output', required=True, help='the figure, .png, .jpg or .webp')
     parser.add_argument('--scale', type=float, default=4, help='4')
     parser.add_argument('--input-only', action='store_true', help='the image is the input, there is no ground truth')
-    parser.add_argument('--region', metavar='X,Y,W,H', help='the inset, in pixels of the input; where there is most '
-                        'detail when absent')
+    parser.add_argument('--region', metavar='X,Y,W,H', help='the inset, in pixels of the input; default: where there '
+                        'is most detail')
     parser.add_argument('--width', type=int, default=1680, help='of the figure, in pixels; 1680')
-    add_model_arguments(parser)
+    add_model_arguments(parser, precision='float32')
     args = parser.parse_args(argv)
 
     positive('scale', args.scale), positive('width', args.width, least=299, most=20_000)
@@ -42,18 +44,19 @@ def main(argv=None):
     h, w = low.shape[-2:]
     size = truth.shape[-2:] if truth is not None else (max(1, round(h * args.scale)), max(1, round(w * args.scale)))
     check_size(size)
-    region = parse('region', args.region) if args.region is not None else busiest(low)
+    region = parse('region', args.region, '--region') if args.region is not None else busiest(low)
     panels = [(name, baseline(name).open(low)) for name in METHODS]
-    panels.append(('LIIF', renderer_of(args).open(low)))
+    name, args.model = split_label(args.model or default_model())
+    panels.append((name, renderer_of(args).open(low)))
     panels, notes = render(panels, low, truth, size, region, args.width)
     scale = f'x{args.scale:g}'
     foot = f'{w} x {h} to {size[1]} x {size[0]} pixels, {scale}'
     if truth is not None:
-        foot += '. PSNR in RGB, of the whole picture'
+        foot += '. PSNR in RGB, of the whole image'
     save_image(figure(panels, notes, foot, args.width), args.output)
     print(f'{args.output}: {foot}')
     for (name, _), note in zip(panels, notes):
-        print(f'  {name:9}{note}')
+        print(f'  {name:20}{note}')
 
 
 def inputs(img, scale, input_only):
@@ -97,8 +100,8 @@ def render(scenes, low, truth, size, region, width):
 
 
 def shown(img, cell):
-    """An inset in a cell (H, W). Enlarging repeats its pixels, so that the figure adds no smoothness of its own."""
-    image = as_image(to_numpy(quantize(img, torch.uint8)))
+    """An inset in a cell (H, W). Enlarging repeats its pixels, so the figure adds no smoothness."""
+    image = Image.fromarray(to_numpy(quantize(img, torch.uint8)))
     small = image.width >= cell[1]
     if small:
         return image.resize(cell[::-1], Image.LANCZOS)

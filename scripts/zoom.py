@@ -10,9 +10,10 @@ import os
 import _path
 
 import numpy as np
+from PIL import Image
 
 from engine.rendering.api import to_numpy, to_tensor
-from engine.rendering.figures import (View, add_model_arguments, as_image, baseline, check_size, ease, positive,
+from engine.rendering.figures import (View, add_model_arguments, baseline, check_size, ease, positive,
                                       renderer_of, save_animation, tag)
 from engine.runtime import Parser, run_program
 from engine.rendering.sizes import parse
@@ -23,17 +24,18 @@ def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument('image')
     parser.add_argument('--output', required=True, help='.mp4, .gif, .webm; without suffix: a folder of PNG frames')
-    parser.add_argument('--centre', metavar='X,Y', help='where to, in source pixels; the middle when absent')
+    parser.add_argument('--centre', metavar='X,Y', help='where to, in source pixels; default: the middle')
     parser.add_argument('--factor', type=float, default=30, help='how far; 30')
     parser.add_argument('--seconds', type=float, default=8, help='how long; 8')
     parser.add_argument('--fps', type=float, default=30, help='frames a second; 30')
     parser.add_argument('--size', metavar='H,W', default='480,640', help='of a frame, in pixels; 480,640')
-    parser.add_argument('--beside', action='store_true', help='the left half by bicubic interpolation, for comparison')
+    parser.add_argument('--beside', action='store_true', help='two halves that show the same place, the left one by '
+                        'bicubic interpolation')
     parser.add_argument('--back', action='store_true', help='zoom out again, for a GIF that loops')
     add_model_arguments(parser)
     args = parser.parse_args(argv)
 
-    size = parse('resolution', args.size)
+    size = parse('resolution', args.size, '--size')
     check_size(size)
     positive('factor', args.factor, most=10_000)
     count = max(2, round(positive('seconds', args.seconds, most=3600) * positive('fps', args.fps, most=240)))
@@ -41,7 +43,7 @@ def main(argv=None):
     centre = parse_centre(args.centre, img.shape[-2:])
     renderer = renderer_of(args)
     draw = Beside(renderer, img) if args.beside else View(renderer, img).render
-    path = zoom_path(img.shape[-2:], size, centre, args.factor)
+    path = zoom_path(img.shape[-2:], (size[0], size[1] / 2) if args.beside else size, centre, args.factor)
     steps = np.linspace(0, 1, count)
     if args.back:
         steps = 1 - abs(1 - 2 * np.arange(count) / count)  # the last frame is not the first again
@@ -67,8 +69,8 @@ def zoom_path(source, size, centre, factor):
     """A function 0..1 -> region (x, y, width, height) in source pixels.
 
     From the largest region of the frame's aspect, in the middle of the image, to one `factor` times smaller around
-    the centre. The edges move in proportion to the width, so one point of the picture stays where it is all along,
-    and the region never leaves the image.
+    the centre. The edges move in proportion to the width, so one point of the image stays in place all along, and
+    the region never leaves the image.
     """
     (h, w), (rows, columns) = source, size
     width = min(w, h * columns / rows)
@@ -85,19 +87,17 @@ def zoom_path(source, size, centre, factor):
 
 
 class Beside:
-    """Frames whose left half is bicubic and whose right half is LIIF, of one region."""
+    """Frames whose halves show the same region, the left one by bicubic interpolation and the right one by LIIF."""
 
     def __init__(self, renderer, img):
         self.view = View(renderer, img)
         self.plain = baseline('bicubic').open(img)
 
     def __call__(self, size, region):
-        (height, width), (x, y, w, h) = size, region
-        half = width // 2
-        cut = w * half / width
-        left = to_numpy(self.plain.render((height, half), (x, y, cut, h), 'uint8'))
-        right = self.view.render((height, width - half), (x + cut, y, w - cut, h))
-        image = as_image(np.concatenate([left, right], axis=1))
+        (height, width), half = size, size[1] // 2
+        left = to_numpy(self.plain.render((height, half), region, 'uint8'))
+        right = self.view.render((height, width - half), region)
+        image = Image.fromarray(np.concatenate([left, right], axis=1))
         image.paste('white', (half, 0, half + 1, height))
         tag(image, 'bicubic', 'left')
         tag(image, 'LIIF', 'right')
