@@ -4,7 +4,7 @@
     python scripts/plot.py training save/_RUN save/_OTHER --output curves.png                 # from the runs' log.txt
     python scripts/plot.py cost benchmarks/results --output cost.png                          # time and memory
 
-psnr takes what test.py --suite wrote, files or folders, and shows every model in them beside the published figures;
+psnr takes what test.py --suite wrote, files or folders, and shows every model in them with the published numbers;
 `test.py --suite continuous` measures at scales from x1 to x30. cost takes what benchmarks/run.py wrote.
 """
 import glob
@@ -51,8 +51,8 @@ def main(argv=None):
 
 
 def psnr_curves(paths, data=None):
-    """{label: [(scale, dB)]} of the results in the files, and of the published rows their models compare with. Scales
-    that differ between the axes, and infinite PSNR, are left out."""
+    """{label: [(scale, dB)]} of the results in the files, and of the published rows that tables list. Scales that
+    differ between the axes, and infinite PSNR, are left out."""
     runs = tables.read_results(paths)
     found = sorted({run['data'] for run in runs})
     if data is None and len(found) > 1 or data is not None and data not in found:
@@ -64,9 +64,11 @@ def psnr_curves(paths, data=None):
             curves.setdefault(tables.label_of(run), []).append((vertical, run['psnr']))
             if tables.is_whole(run):
                 rows[tables.published_row(run['model'], run['data'])] = True
-    for row, numbers in tables.published_numbers(data or found[0]).items():
-        if row in rows:
-            curves[f'{row} (published)'] = [(case_factor(scale)[0], psnr) for scale, psnr in numbers.items()]
+    published = {f'{row} (published)': numbers for row, numbers in tables.published_numbers(data or found[0]).items()
+                 if row in rows or rows and row.endswith(tables.LISTED)}
+    others = tables.published_numbers(data or found[0], by_others=True) if rows else {}
+    for label, numbers in {**others, **published}.items():
+        curves[label] = [(case_factor(scale)[0], psnr) for scale, psnr in numbers.items()]
     return {label: sorted(points) for label, points in curves.items()}
 
 
@@ -96,8 +98,9 @@ def training_curves(folders):
 
 
 def cost_curves(paths):
-    """({curve: [(megapixels, seconds)]}, {curve: [(megapixels, MB)]}) of decoding, by device and method."""
-    seconds, memory = {}, {}
+    """({curve: [(megapixels, seconds)]}, {curve: [(megapixels, MB)]}) of decoding, by method, precision and, of several
+    devices, the device. Memory is that of one image enlarged by growing scales."""
+    seconds, memory, devices = {}, {}, set()
     files = [file for path in paths for file in
              (sorted(glob.glob(os.path.join(glob.escape(path), '*.json'))) if os.path.isdir(path) else [path])]
     for file in files:
@@ -109,20 +112,21 @@ def cost_curves(paths):
         if not isinstance(results, dict) or 'machine' not in results:
             continue
         device = results['machine']['name']
+        devices.add(device)
         for case in results.get('decode', {}).get('result', {}).get('cases', []):
             for precision in ('float32', 'bf16'):
                 for side, name in (('fast', 'here'), ('textbook', 'textbook')):
-                    seconds.setdefault(f'{name}, {precision}, {device}', []).append(
+                    seconds.setdefault((f'{name}, {precision}', device), []).append(
                         (megapixels(case), sum(case[precision][side].values())))
-        measured = results.get('memory', {}).get('result', {})
-        for case in measured.get('cases', []) + measured.get('curve', []):
+        for case in results.get('memory', {}).get('result', {}).get('curve', []):
             for side, name in (('fast', 'here'), ('textbook', 'textbook')):
                 megabytes = case[side]['beyond_output_mb']
                 if megabytes is not None:
-                    memory.setdefault(f'{name}, {device}', []).append((megapixels(case), megabytes))
+                    memory.setdefault((name, device), []).append((megapixels(case), megabytes))
     if not seconds and not memory:
         raise UserError(f'no results of benchmarks/run.py in {", ".join(paths)}: run it first')
-    return [{label: sorted(points) for label, points in curves.items()} for curves in (seconds, memory)]
+    return [{', '.join(key[:1 + (len(devices) > 1)]): sorted(points) for key, points in curves.items()}
+            for curves in (seconds, memory)]
 
 
 def megapixels(case):
@@ -135,19 +139,21 @@ def draw(panels):
     without curves is left out."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullLocator
     except ImportError:
         raise UserError('figures need matplotlib: pip install matplotlib') from None
     panels = [panel for panel in panels if panel[2]]
     figure = Figure(figsize=(7 * len(panels), 4.5), layout='constrained')
     for axes, (x_label, y_label, curves, options) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         for label, points in curves.items():
-            published = label.endswith('(published)')
-            axes.plot(*zip(*points), label=label, marker='x' if published else '.', linestyle=':' if published else '-')
+            dotted = label.endswith(')')  # published, or reported by others
+            axes.plot(*zip(*points), label=label, marker='x' if dotted else '.', linestyle=':' if dotted else '-')
         axes.set(xlabel=x_label, ylabel=y_label)
-        if options.get('log'):
-            axes.set_xscale('log')
-        if options.get('log_y'):
-            axes.set_yscale('log')
+        for letter, option in (('x', 'log'), ('y', 'log_y')):
+            if options.get(option):
+                axis = getattr(axes, f'{letter}axis')
+                axes.set(**{f'{letter}scale': 'log'})
+                axis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter='{x:g}', minor_locator=NullLocator())
         if options.get('ticks'):
             low, high = axes.get_xlim()
             shown = [tick for tick in options['ticks'] if low <= tick <= high]

@@ -13,6 +13,7 @@ from utils import UserError, atomic_write
 
 PAPER = os.path.join(ROOT, 'docs', 'paper_tables.json')
 RESULTS_FORMAT = 'liif-results-1'
+LISTED = 'LIIF', 'Bicubic'  # ends of the names of published rows that tables list
 KINDS = {'div2k': 'RGB, scale + 6 pixels shaved', 'benchmark': 'luma, scale pixels shaved', None: 'RGB, all pixels'}
 TITLES = {'psnr': ('PSNR in dB', 2), 'ssim': ('SSIM', 4), 'lpips': ('LPIPS (smaller is better)', 4)}  # and digits
 
@@ -100,7 +101,7 @@ def markdown(head, rows):
     return '\n'.join([lines[0], '|' + '|'.join('-' * (width + 2) for width in widths) + '|', *lines[1:]])
 
 
-def make_tables(runs, published=('LIIF', 'Bicubic')):
+def make_tables(runs, published=LISTED):
     """The tables of some results, as Markdown: one for each way to measure PSNR, then SSIM and LPIPS where they were
     asked for. A cell reads: measured (published, difference).
 

@@ -546,7 +546,8 @@ def test_psnr_curves(tmp_path):
     with pytest.raises(UserError, match='DIV2K'):
         plot.psnr_curves([str(tmp_path / 'r.json')], 'Set5')
     assert curves['RDN-LIIF'] == [(2.0, 34.0), (30.0, 20.0)]
-    assert curves['RDN-LIIF (published)'][0] == (2.0, 34.99) and len(curves) == 2
+    assert curves['RDN-LIIF (published)'][0] == (2.0, 34.99) and curves['Bicubic (published)'][0] == (2.0, 31.01)
+    assert set(curves) == {'RDN-LIIF', *(f'{row} (published)' for row in ('RDN-LIIF', 'EDSR-baseline-LIIF', 'Bicubic'))}
 
 
 def test_training_curves(tmp_path):
@@ -570,9 +571,11 @@ def test_plot_writes_a_picture(tmp_path):
     memory = {'input': [10, 20], 'scale': 2, 'fast': {'beyond_output_mb': 3.0}, 'textbook': {'beyond_output_mb': None}}
     (tmp_path / 'cpu.json').write_text(json.dumps({
         'machine': {'name': 'X'}, 'decode': {'result': {'cases': [case]}},
-        'memory': {'result': {'cases': [memory], 'curve': []}}}))
+        'memory': {'result': {'cases': [], 'curve': [memory]}}}))
     seconds, megabytes = plot.cost_curves([str(tmp_path)])
-    assert seconds['here, bf16, X'] == [(0.0008, 3.0)] and megabytes == {'here, X': [(0.0008, 3.0)]}
+    assert seconds['here, bf16'] == [(0.0008, 3.0)] and megabytes == {'here': [(0.0008, 3.0)]}
+    (tmp_path / 'gpu.json').write_text((tmp_path / 'cpu.json').read_text().replace('"X"', '"Y"'))
+    assert set(plot.cost_curves([str(tmp_path)])[1]) == {'here, X', 'here, Y'}
     plot.main(['cost', str(tmp_path), '--output', str(tmp_path / 'figures' / 'cost.png')])
     assert Image.open(tmp_path / 'figures' / 'cost.png').size == (2100, 675)  # two panels
     with pytest.raises(UserError, match='.png'):
