@@ -15,7 +15,6 @@ from PIL import Image
 
 import datasets
 import models
-from datasets.batch import unpack
 from datasets.loader import make_loader
 from engine.config import load_config
 from engine.evaluation.evaluate import eval_psnr
