@@ -43,6 +43,9 @@ def parse_arguments(argv=None):
         "paper's training) keep the cell of S, as later work does")
     add('--self-ensemble', action='store_true', help='average over the eight flips and turns: slightly better, 8 times '
         'slower')
+    add('--decode', default='exact', choices=['exact', 'lattice', 'auto'], help='lattice: an approximation, much '
+        'faster far beyond x4 (docs/demo.md); auto: where it needs at most 60%% of the work')
+    add('--lattice', type=int, default=6, metavar='G', help='density of the lattice, 1 to 32; default: 6')
     add('--precision', default='auto', help='float32, bf16, fp16 (GPU only); what overflows is redone in float32; auto '
         '(default): bf16 if a trial is 1.5 times as fast with it, else float32')
     add('--tile', type=int, metavar='N', help='encode in tiles of N source pixels; default: chosen by the memory')
@@ -101,12 +104,13 @@ def make_renderer(args, pixels):
     from engine.rendering.pace import Pace, fastest
     auto = args.precision == 'auto'
     renderer = load_renderer(args.model, args.gpu, args.ema, 'float32' if auto else args.precision, tile=args.tile,
-                             cell_clip=args.cell_clip, self_ensemble=args.self_ensemble)
+                             cell_clip=args.cell_clip, self_ensemble=args.self_ensemble, decode=args.decode,
+                             lattice=args.lattice)
     if not auto and sum(pixels) < SMALL:
         return renderer
     renderer, pace = fastest(renderer) if auto else (renderer, Pace(renderer))
     seconds = pace.seconds(*pixels) * (8 if args.self_ensemble else 1)
-    if seconds > SLOW:
+    if seconds > SLOW and args.decode == 'exact':
         print(f'this takes about {seconds:.0f} s' if seconds < 120 else f'this takes about {seconds / 60:.0f} min',
               f'on {renderer.device} in {renderer.precision}', flush=True)
     return renderer

@@ -19,6 +19,7 @@ from engine.evaluation.evaluate import batched_predict, eval_psnr  # noqa: F401 
 from engine.evaluation.metrics import make_lpips
 from engine.evaluation.runs import METRICS, Options, mean_of, measure_case, open_model, run_suite
 from engine.evaluation.suite import locate, open_data, read_suite
+from engine.rendering.renderer import DECODES
 from engine.runtime import Parser, autocast, run_program, select_device
 from utils import UserError
 
@@ -38,6 +39,9 @@ def main(argv=None):
     parser.add_argument('--tile', type=int, metavar='N', help='encode in tiles of NxN input pixels, with less memory')
     parser.add_argument('--cell-clip', nargs='?', type=float, const=4.0, metavar='S',
                         help='beyond scale S (4, the largest in training) decode with the cell of S, as LTE does')
+    parser.add_argument('--decode', choices=DECODES, default='exact',
+                        help='lattice: an approximation, much faster at large scales (docs/evaluation.md); auto: where '
+                        'it needs at most 60%% of the work')
     parser.add_argument('--ssim', action='store_true', help='also measure SSIM')
     parser.add_argument('--lpips', action='store_true', help='also measure LPIPS (package lpips and its weights)')
     parser.add_argument('--ema', action='store_true', help="use the checkpoints' averaged weights")
@@ -62,7 +66,8 @@ def main(argv=None):
     device = select_device(args.gpu)
     autocast(device, args.precision)  # raises for a precision that the device cannot do
     options = Options(args.precision, args.self_ensemble, args.tile, args.ssim,
-                      make_lpips(device) if args.lpips else None, args.ema, args.cell_clip)
+                      make_lpips(device) if args.lpips else None, args.ema, args.cell_clip,
+                      args.decode)
     (test_suite if args.suite else test_config)(args, device, options)
 
 

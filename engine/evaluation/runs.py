@@ -117,7 +117,7 @@ def norm_text(norm, channels=1):
 
 class Options(NamedTuple):
     """How every case is measured. precision: instead of the config's; cell_clip: as in `predict_rgb`; lpips: a function
-    that `make_lpips` returned, or None."""
+    that `make_lpips` returned, or None; decode: as of `Renderer`."""
     precision: Optional[str] = None
     self_ensemble: bool = False
     tile: Optional[int] = None
@@ -125,12 +125,15 @@ class Options(NamedTuple):
     lpips: Any = None
     ema: bool = False
     cell_clip: Optional[float] = None
+    decode: str = 'exact'
 
     def key(self):
         """The options as JSON; those added after the first results were kept only where they are set."""
         options = {**self._asdict(), 'lpips': self.lpips is not None}
         if self.cell_clip is None:
             del options['cell_clip']
+        if self.decode == 'exact':
+            del options['decode']
         return options
 
 
@@ -160,9 +163,9 @@ def measure_case(candidate, config, data, device, options=Options(), workers=Non
 def make_predict(model, config, precision, options):
     """The function of a batch that `measure` takes: batch -> RGB in [0, 1]."""
     norm, renderer = config['data_norm'], None
-    if options.self_ensemble or options.tile is not None:
+    if options.self_ensemble or options.tile is not None or options.decode != 'exact':
         renderer = Renderer(model, norm or IDENTITY_NORM, precision, options.tile, config['eval_bsize'],
-                            cell_clip=options.cell_clip, self_ensemble=options.self_ensemble)
+                            cell_clip=options.cell_clip, self_ensemble=options.self_ensemble, decode=options.decode)
     direct = functools.partial(predict_rgb, model, data_norm=norm, eval_bsize=config['eval_bsize'], precision=precision,
                                cell_clip=options.cell_clip)
 
@@ -171,7 +174,7 @@ def make_predict(model, config, precision, options):
         whole = batch['coord'] is None or config['eval_type'] is not None
         if not whole and (renderer or options.ssim or options.lpips):
             raise UserError('its queries are random pixels (sample_q), not an image: leave out --self-ensemble, '
-                            '--tile, --ssim and --lpips')
+                            '--tile, --decode, --ssim and --lpips')
         if renderer is None:
             return direct(batch)
         images = [renderer.open(img).render(image_size(batch)) for img in batch['inp']]

@@ -162,6 +162,7 @@ def label_of(run):
     extra = [options['precision']] if options['precision'] != 'float32' else []
     extra += ['self-ensemble'] if options['self_ensemble'] else []
     extra += [f'cell clip {options["cell_clip"]:g}'] if options.get('cell_clip') else []
+    extra += [f'decode {options["decode"]}'] if options.get('decode') else []
     extra += ['ema'] if options['ema'] and run['model']['parameters'] else []
     return ', '.join([run['model']['label'], *extra])
 

@@ -9,7 +9,7 @@ class Pace:
     """Pixels per second that a renderer encodes and decodes, from a trial of a second or so."""
 
     def __init__(self, renderer):
-        renderer = dataclasses.replace(renderer, self_ensemble=False)
+        renderer = dataclasses.replace(renderer, self_ensemble=False, decode='exact')
         img, size = torch.rand(3, 64, 64), (96, 96) if renderer.scale is None else (64 * renderer.scale,) * 2
         for _ in range(2):  # the first round includes getting ready
             start, scene = time.perf_counter(), renderer.open(img)

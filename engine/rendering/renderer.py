@@ -8,6 +8,7 @@
 An image whose codes exceed the memory budget is encoded in tiles, each with the surroundings that its encoder sees, so
 the tiles equal the whole to float rounding. Codes are kept between renders as far as the budget allows.
 """
+import logging
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -19,12 +20,15 @@ from torch import nn
 from engine.checkpoint import PUBLISHED_NORM
 from engine.runtime import autocast, model_device
 from models import decodes_grids
+from models.lattice import check_density, code_span, has_lattice, make_lattice, relative_cost, resample
 from utils import UserError, axis_coord, denormalize, normalize
 
 
 GENERAL_CHUNK = 30000  # queries at a time for models that only have query_rgb
 STRIP = 1 << 18  # output pixels rendered at a time
 SMALLEST_TILE = 32
+DECODES = ('exact', 'lattice', 'auto')
+WORTH = 0.6  # the lattice's decoder evaluations, relative to the exact ones, up to which `auto` takes it
 
 
 @dataclass(eq=False)
@@ -39,7 +43,11 @@ class Renderer:
     memory: bytes for encoding a tile, and again for kept codes; default: half of a GPU's free memory, else 2 GiB
     cell_clip: largest scale of training, beyond which the cell stays constant; default: never
     self_ensemble: average over the eight flips and transposes
-    Raises UserError for a tile size below 1, or one given for a model that cannot be tiled.
+    decode: 'exact'; 'lattice', an approximation whose cost does not grow with the output (models/lattice.py); 'auto',
+        the lattice where it needs at most 60% of the exact evaluations. A model without a lattice decodes exactly
+    lattice: the density g of the lattice, 1 to 32
+    Raises UserError for a tile size below 1, or one given for a model that cannot be tiled, and for another decode or
+    density.
     """
     model: nn.Module
     data_norm: Optional[dict] = None
@@ -49,6 +57,8 @@ class Renderer:
     memory: Optional[int] = None
     cell_clip: Optional[float] = None
     self_ensemble: bool = False
+    decode: str = 'exact'
+    lattice: int = 6
     encoded: Optional['Scene'] = field(default=None, init=False, repr=False)  # whose features `model.gen_feat` left
 
     def __post_init__(self):
@@ -60,6 +70,13 @@ class Renderer:
             raise UserError(f'tile: found {self.tile}, expected at least 1 pixel')
         if self.tile is not None:
             check_tiles(self.model)
+        if self.decode not in DECODES:
+            raise UserError(f'decode: found {self.decode!r}, expected one of {", ".join(DECODES)}')
+        check_density(self.lattice)
+        if self.decode != 'exact' and not has_lattice(self.model):
+            logging.getLogger(__name__).warning('%s has no lattice decode (only LIIF with an MLP has): decoding '
+                                                'exactly', type(self.model).__name__)
+            self.decode = 'exact'
         self.scale = fixed_scale(self.model)
 
     def open(self, img):
@@ -103,6 +120,7 @@ class Scene:
         self.inp = normalize(img.to(renderer.device)[None], norm, 1).contiguous(memory_format=torch.channels_last)
         self.tile = renderer.tile or self._fitting_tile()
         self.codes = OrderedDict()  # window -> Codes, the least recently used first
+        self.lattices = {}  # window -> Lattice, kept with the codes
         self.turned = [(turn, Scene(renderer, _turn(img, turn))) for turn in turns]
 
     @torch.no_grad()
@@ -177,7 +195,8 @@ class Scene:
             for (left, right), (l, r) in self._spans(x, self.size[1]):
                 rows = max(1, STRIP // (r - l))
                 for i in range(t, b, rows):
-                    yield from self._decode_tile((top, left, bottom, right), y[i:min(i + rows, b)], x[l:r], cell, i, l)
+                    yield from self._decode_tile((top, left, bottom, right), y[i:min(i + rows, b)], x[l:r], cell, i, l,
+                                                 y[t:b])
 
     def _spans(self, coord, n):
         """An axis of n codes: [(first code, end) of a tile, (first, end) of the coordinates nearest to its codes]."""
@@ -190,18 +209,18 @@ class Scene:
                 spans.append(((first, end), (a, b)))
         return spans
 
-    def _decode_tile(self, window, y, x, cell, top, left):
+    def _decode_tile(self, window, y, x, cell, top, left, rows):
         try:
-            rgb = self._decode_window(window, y, x, cell)
+            rgb = self._decode_window(window, y, x, cell, rows)
             if self.precision != 'float32' and not rgb.isfinite().all():
                 self.precision, self.redone = 'float32', True
-                self.codes.clear()
+                self._forget()
                 self.renderer.encoded = None
-                rgb = self._decode_window(window, y, x, cell)
+                rgb = self._decode_window(window, y, x, cell, rows)
             yield top, left, rgb
             return
         except torch.OutOfMemoryError:  # a GPU's: less at a time, from here on
-            self.codes.clear()
+            self._forget()
             side = max(window[2] - window[0], window[3] - window[1])
             if getattr(self.renderer.model, 'halo', None) is None or side <= SMALLEST_TILE:
                 raise
@@ -211,10 +230,13 @@ class Scene:
             yield top + t, left + l, rgb
 
     @torch.no_grad()
-    def _decode_window(self, window, y, x, cell):
-        """Normalized RGB (3, rows, columns) of a grid whose nearest codes all lie in the window."""
+    def _decode_window(self, window, y, x, cell, rows):
+        """Normalized RGB (3, H, W) of a grid whose nearest codes all lie in the window; rows: of all its strips."""
         renderer, model = self.renderer, self.renderer.model
         with autocast(renderer.device, self.precision):
+            lattice = self._lattice(window, rows, x, cell)
+            if lattice is not None:
+                return resample(model, lattice, y, x)[0].float()
             if decodes_grids(model):
                 return model.decode_grid(self._codes(window), y, x, cell, renderer.chunk)[0].float()
             self._gen_feat()
@@ -222,6 +244,30 @@ class Scene:
             rgb = torch.cat([model.query_rgb(part, cell.expand_as(part))
                              for part in coord.split(renderer.chunk or GENERAL_CHUNK, dim=1)], dim=1)  # (1, Q, 3)
             return rgb[0].float().t().reshape(-1, len(y), len(x))
+
+    def _lattice(self, window, y, x, cell):
+        """The lattice for rows y and columns x: the kept one where it serves, else a new one; None: decode exactly."""
+        renderer, model = self.renderer, self.renderer.model
+        if renderer.decode == 'exact':
+            return None
+        codes = self._codes(window)
+        span, kept = code_span(model, codes, y, x), self.lattices.get(window)
+        if kept is not None and kept.covers(span) and torch.equal(kept.cell, cell):
+            return kept
+        if renderer.decode == 'auto' and relative_cost(model, span, len(y) * len(x), renderer.lattice) > WORTH:
+            return None
+        kept = None
+        self.lattices.pop(window, None)  # frees its memory before the new one is made
+        self.lattices[window] = make_lattice(model, codes, cell, renderer.lattice, span)
+        return self.lattices[window]
+
+    def _lattice_floats(self):
+        """Numbers of a lattice per code."""
+        return 0 if self.renderer.decode == 'exact' else 3 * (2 * self.renderer.lattice + 1) ** 2
+
+    def _forget(self):
+        self.codes.clear()
+        self.lattices.clear()
 
     def _gen_feat(self):
         if self.renderer.encoded is not self:
@@ -242,8 +288,9 @@ class Scene:
             codes = model.encode(self.inp, (max(top - 1, 0), max(left - 1, 0), min(bottom + 1, h), min(right + 1, w)))
         self.codes[window] = codes
         size = sum(t.numel() * t.element_size() for t in (codes.feat, codes.table) if t is not None)
+        size += 4 * self._lattice_floats() * codes.feat[0, 0].numel()
         while len(self.codes) > max(1, self.renderer.memory // size):
-            self.codes.popitem(last=False)
+            self.lattices.pop(self.codes.popitem(last=False)[0], None)
         return codes
 
     def _fitting_tile(self):
@@ -253,7 +300,7 @@ class Scene:
         halo = getattr(self.renderer.model, 'halo', None)
         if halo is None:
             return max(h, w)
-        pixels = self.renderer.memory / (4 * self.renderer.model.floats_per_pixel)
+        pixels = self.renderer.memory / (4 * (self.renderer.model.floats_per_pixel + self._lattice_floats()))
         if h * w <= pixels:
             return max(h, w)
         return max(SMALLEST_TILE, int(pixels ** 0.5) - 2 * (halo + 1))
