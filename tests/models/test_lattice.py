@@ -1,4 +1,4 @@
-"""The lattice decode: close to the exact decode on trained weights, equal at the nodes, the same whatever is cut out."""
+"""The lattice decode: close to the exact decode on trained weights, equal at the nodes, parts equal to the whole."""
 import functools
 
 import pytest
