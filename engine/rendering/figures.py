@@ -3,6 +3,7 @@ import math
 import os
 import shutil
 import tempfile
+from fractions import Fraction
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -99,7 +100,7 @@ def save_animation(path, frames, count, size, fps, desc):
     suffix = os.path.splitext(path)[1].lower()
     if suffix in WRITES:
         with writable(path):
-            write_video(path, frames, size, fps)
+            write_video(path, ((frame, i) for i, frame in enumerate(frames)), size, 1 / Fraction(fps).limit_denominator(1000))
     elif suffix:
         raise UserError(f'output {path}: wanted a name that ends in {", ".join(WRITES)}, or one without suffix for a '
                         f'folder of PNG frames')

@@ -155,31 +155,33 @@ def enlarge_video(source, target, renderer, size_of, region=None, say=print):
         video = videos.read_video(source)
         size = size_of(*video.size)
         path = target(size) if callable(target) else target
-        for remark in videos.remarks(path, size):
+        for remark in videos.remarks(path, size, video.deep):
             say(f'{source}: {remark}')
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         frames = tqdm(render_frames(video, renderer, size, region), desc=os.path.basename(path), total=video.count,
                       unit='frame', leave=False, disable=None)
         with contextlib.closing(frames):
-            count = videos.write_video(path, frames, size, video.rate, video.last, audio_from=source)
+            count = videos.write_video(path, frames, size, video.tick, video.rate, video.last, video.deep, video.colour,
+                                       audio_from=source)
     return path, video.size, size, count
 
 
 def render_frames(video, renderer, size, region):
-    """Yield the frames enlarged, uint8 (H, W, 3)."""
+    """Yield the frames enlarged: (pixels (H, W, 3), uint8 or uint16 as in the video; time in ticks)."""
     before = image = None
-    for frame in video.frames():
+    dtype, most = (torch.uint16, 65535) if video.deep else (torch.uint8, 255)
+    for frame, ticks in video.frames():
         if before is None or not np.array_equal(frame, before):  # a still stretch is rendered once
-            img = torch.from_numpy(frame.astype(np.float32)).permute(2, 0, 1) / 255
+            img = torch.from_numpy(frame.astype(np.float32)).permute(2, 0, 1) / most
             method, img, part = reduce_first(renderer, img, size, region)
-            scene, image = method.open(img), np.empty((*size, 3), np.uint8)
+            scene, image = method.open(img), np.empty((*size, 3), frame.dtype)
             for top, left, rgb in watched(scene, size, part):
-                pixels = quantize(rgb, torch.uint8).permute(1, 2, 0).cpu().numpy()
+                pixels = quantize(rgb.cpu() if video.deep else rgb, dtype).permute(1, 2, 0).cpu().numpy()
                 image[top:top + len(pixels), left:left + pixels.shape[1]] = pixels
             if scene.redone:  # the next frames would overflow too
                 renderer = dataclasses.replace(renderer, precision='float32')
         before = frame
-        yield image
+        yield image, ticks
 
 
 def reduce_first(renderer, img, size, region):

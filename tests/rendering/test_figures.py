@@ -161,7 +161,7 @@ def test_bicubic_beside_liif_and_back(files, tmp_path):
 
 @pytest.mark.parametrize('suffix', ['.gif', '.mp4'])
 def test_animations_read_back(files, tmp_path, suffix):
-    pytest.importorskip('imageio_ffmpeg', reason='imageio-ffmpeg is not installed (requirements-optional.txt)')
+    pytest.importorskip('av', reason='av is not installed (requirements-optional.txt)')
     from engine.rendering.video import read_video
     out = tmp_path / ('zoom' + suffix)
     run(zoom, files, out, '--size', '32,48', '--seconds', 1, '--fps', 5, '--factor', 8)
