@@ -288,7 +288,8 @@ class Averager:
 
     def add(self, v, n=1.0):
         self.n += n
-        self.v += (v - self.v) * n / self.n
+        if not math.isinf(self.v):  # the PSNR of equal images, which a mean keeps
+            self.v += (v - self.v) * n / self.n
 
     def item(self):
         return self.v

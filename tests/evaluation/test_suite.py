@@ -311,7 +311,8 @@ def test_files_of_a_suite(model, load, tmp_path):
 
 def test_infinite_psnr_is_kept_as_strict_json(tmp_path):
     os.makedirs(tmp_path / 'HR')
-    Image.new('RGB', (40, 40), 'black').save(tmp_path / 'HR' / 'black.png')
+    for name in ('black.png', 'white.png'):
+        Image.new('RGB', (40, 40), name[:-4]).save(tmp_path / 'HR' / name)
     suite = write_suite(tmp_path / 's.yaml', {'data': 'flat', 'hr': str(tmp_path / 'HR'), 'metric': 'rgb',
                                               'scales': [1]})
     outcomes = [run_suite(read_suite(suite), ['nearest'], CPU, str(tmp_path)) for _ in range(2)]
