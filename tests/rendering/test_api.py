@@ -1,6 +1,8 @@
 """The Python API: the documented example as it stands, and what goes in and out."""
 import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -83,6 +85,20 @@ def test_wrong_arguments_are_told_in_one_line(folder, call, words):
     with pytest.raises(UserError) as error:
         call(load_renderer('model.pth', gpu='cpu'))
     assert words in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('before, code, words', [
+    ('', 0, '(3, 16, 18)'),
+    ('sys.modules["datasets"] = types.ModuleType("datasets")', 1, "a module 'datasets' from elsewhere")])
+def test_torch_hub(tmp_path, before, code, words):
+    """From another folder, in a process that has nothing of the project on its path."""
+    script = f"""import sys, types, torch
+{before}
+renderer = torch.hub.load({os.path.relpath(ROOT, tmp_path)!r}, 'edsr_baseline_liif', source='local', gpu='cpu')
+print(tuple(renderer.open(torch.rand(3, 8, 9)).render((16, 18)).shape))
+"""
+    done = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == code and words in done.stdout + done.stderr
 
 
 def test_a_checkpoint_without_a_decoder(tmp_path):
