@@ -66,8 +66,7 @@ def main(argv=None):
     device = select_device(args.gpu)
     autocast(device, args.precision)  # raises for a precision that the device cannot do
     options = Options(args.precision, args.self_ensemble, args.tile, args.ssim,
-                      make_lpips(device) if args.lpips else None, args.ema, args.cell_clip,
-                      args.decode)
+                      make_lpips(device) if args.lpips else None, args.ema, args.cell_clip, args.decode)
     (test_suite if args.suite else test_config)(args, device, options)
 
 

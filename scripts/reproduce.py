@@ -1,8 +1,8 @@
 """The paper's tables, from training to the table:
 
     python scripts/reproduce.py 1            # DIV2K (1), benchmark sets (2), ablations (3), CelebA-HQ (4)
-    python scripts/reproduce.py 1 2 --plan   # only say what is there, what is missing and what it costs
-    python scripts/reproduce.py --smoke      # walk all four on tiny data and tiny networks, to see that it works
+    python scripts/reproduce.py 1 2 --plan   # only print what is done, what is missing and what it costs
+    python scripts/reproduce.py --smoke      # all four on tiny data and tiny networks, as a test
     python scripts/reproduce.py --readme     # write the committed results into README.md
 
 Trains what is not trained yet (save/_<config name>, going on where a run stopped), measures what is not measured yet
@@ -42,8 +42,8 @@ FIXED = [f'train-div2k/train_{{}}-x{scale}' for scale in (2, 3, 4)]
 LIIF = 'train-div2k/train_edsr-baseline-liif'
 ABLATION = 'train-div2k/ablation/train_edsr-baseline-liif-'
 FACES = 'train-celebAHQ/train_celebAHQ-'
-# Table: its suite, and its rows: what is trained for them (one network a scale for those of a fixed scale), at which
-# scales of the suite it is measured (None: all it can).
+# {table: (suite, {row: {config of a network to train: the scales to measure it at, None for all that it can do}})};
+# rows of a fixed scale need a network for each scale.
 TABLES = {
     '1': ('div2k', {
         'Bicubic': {'bicubic': None},
@@ -71,8 +71,8 @@ def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument('tables', nargs='*', metavar='TABLE', help='1, 2, 3, 4')
     parser.add_argument('--rows', nargs='+', metavar='ROW', help='only these rows of the tables, such as RDN-LIIF')
-    parser.add_argument('--plan', action='store_true', help='say what would be done, and do nothing')
-    parser.add_argument('--smoke', action='store_true', help='on tiny data in a temporary folder; all tables if none')
+    parser.add_argument('--plan', action='store_true', help='only print what would be done')
+    parser.add_argument('--smoke', action='store_true', help='on tiny data in a temporary folder; default: all tables')
     parser.add_argument('--readme', nargs='?', const=os.path.join(ROOT, 'README.md'), metavar='FILE',
                         help='write the tables of the results in weights/ and benchmarks/results into it')
     parser.add_argument('--gpu', help='as of train_liif.py: 0, or 0,1,2,3 to train on several, or cpu')
@@ -101,7 +101,7 @@ def main(argv=None):
         return reproduce(numbers, rows, args)
     with tempfile.TemporaryDirectory(prefix='liif-smoke-') as folder:
         before = os.getcwd()
-        os.chdir(folder)  # the configs' ./load and the runs' save/ are there, then
+        os.chdir(folder)  # where the configs' ./load and the runs' save/ are
         try:
             write_tiny_data('load')
             reproduce(numbers, rows, args)
@@ -117,14 +117,14 @@ def reproduce(numbers, rows, args):
     print('To train:' if jobs else 'Nothing to train.')
     for job in jobs:
         print(f'  {job.name}: {job.describe()}')
-    print('To measure, and keep in ' + args.output + ':')
+    print(f'To measure into {args.output}:')
     for number in numbers:
         suite, parts = TABLES[number]
         cases = read_suite(suite)
         lacking = sorted({case.missing for case in cases if case.missing})
         print(f'  table {number}: {len([row for row in parts if row in rows])} rows at '
               f'{", ".join(dict.fromkeys(case.name for case in cases))}'
-              + (f'; not there: {", ".join(lacking)}' if lacking else ''))
+              + (f'; missing: {", ".join(lacking)}' if lacking else ''))
     sys.stdout.flush()
     if args.plan:
         return
@@ -137,7 +137,7 @@ def reproduce(numbers, rows, args):
 
 
 class Job:
-    """A network to train. left: epochs still to do; missing: a path of its data that is not there, or None."""
+    """A network to train. done: of its `epochs`; missing: a path of its data that does not exist, or None."""
 
     def __init__(self, name, args):
         self.name, self.config_path = name, os.path.join(ROOT, 'configs', f'{name}.yaml')
@@ -166,7 +166,7 @@ class Job:
 
 
 def train(job, args):
-    """Train what is missing of a job: None, or what went wrong in one line."""
+    """Train the epochs that a job lacks. Returns None, or one line on what went wrong."""
     if job.complete:
         return None
     if job.missing:
@@ -177,9 +177,9 @@ def train(job, args):
     for value in job.sets:
         command += ['--set', value]
     print(f'\n== {job.name}\n{shlex.join(["python", *command])}', flush=True)
-    # A process of its own, which several GPUs need. Tiny runs share this one: starting takes longer than they do.
+    # Several GPUs need a separate process. Tiny runs share this one, because starting takes longer than they do.
     code = run_here(command) if args.smoke else run_apart(command)
-    if code < 0 or code > 128:  # a signal: it has saved, and the user wants it to end
+    if code < 0 or code > 128:  # a signal: the run is saved, and the user wants to stop
         sys.exit(code if code > 0 else 128 - code)
     if code:
         return f'{job.name}: train_liif.py ended with {code}, its message is above'
@@ -188,7 +188,7 @@ def train(job, args):
 
 
 def run_apart(command):
-    """Run a program in a process of its own: its exit code. Signals to end are passed on to it, once each."""
+    """Run a program as a process; returns its exit code. SIGINT and SIGTERM are passed on to it, once each."""
     process = subprocess.Popen([sys.executable, *command], start_new_session=True)
     before = {number: signal.signal(number, lambda number, frame: process.send_signal(number))
               for number in (signal.SIGINT, signal.SIGTERM)}
@@ -200,7 +200,7 @@ def run_apart(command):
 
 
 def run_here(command):
-    """Run a program in this process: its exit code."""
+    """Run a program in this process; returns its exit code."""
     argv, sys.argv = sys.argv, command
     try:
         runpy.run_path(command[0], run_name='__main__')
@@ -212,7 +212,7 @@ def run_here(command):
 
 
 def make_table(number, rows, jobs, device, args):
-    """Measure a table's rows and print it. Returns what went wrong, a line each."""
+    """Measure a table's rows and print it. Returns a line for each problem."""
     suite, parts = TABLES[number]
     by_scales = {}
     for row, networks in parts.items():
@@ -279,10 +279,10 @@ def budget_table(root, data='Set5', scales=('2', '3', '4')):
         *(f'{published[scale]:.2f}' for scale in scales)]])
 
 
-# The walk on tiny data.
+# Tiny data and networks.
 
 def smoke_overrides(path):
-    """What makes a training of the paper last a second: every encoder an EDSR of two blocks, tiny crops, one epoch."""
+    """Overrides that make a training of the paper last a second: an EDSR of two blocks, tiny crops, one epoch."""
     config = load_config(path, check_paths=False)
     sets = ['epoch_max=1', 'epoch_save=1']
     for section in ('train_dataset', 'val_dataset'):
@@ -300,8 +300,8 @@ def smoke_overrides(path):
 
 
 def write_tiny_data(root):
-    """Every folder the paper's configs name, with two or three smooth pictures in each."""
-    def pictures(folder, count, h, w):
+    """Make every folder that the paper's configs name, with one to three smooth images in each."""
+    def write_images(folder, count, h, w):
         os.makedirs(folder)
         yy, xx = np.mgrid[:h, :w]
         for i in range(count):
@@ -313,14 +313,14 @@ def write_tiny_data(root):
     scales = [(float(s), float(s)) for s in (2, 3, 4)]
     for part, count in (('train', 3), ('valid', 2)):
         hr = os.path.join(root, 'div2k', f'DIV2K_{part}_HR')
-        pictures(hr, count, 96, 120)
+        write_images(hr, count, 96, 120)
         make_lr_folder(hr, hr[:-2] + 'LR_bicubic', scales, workers=0)
     for name in ('Set5', 'Set14', 'B100', 'Urban100'):
         hr = os.path.join(root, 'benchmark', name, 'HR')
-        pictures(hr, 1, 48, 60)
+        write_images(hr, 1, 48, 60)
         make_lr_folder(hr, hr[:-2] + 'LR_bicubic', scales, workers=0)
     for size in (256, 128, 64, 32):
-        pictures(os.path.join(root, 'celebAHQ', str(size)), 3, size, size)
+        write_images(os.path.join(root, 'celebAHQ', str(size)), 3, size, size)
     with atomic_write(os.path.join(root, 'celebAHQ', 'split.json'), 'w') as f:
         json.dump({'train': ['0000.png', '0001.png'], 'val': ['0002.png']}, f)
 

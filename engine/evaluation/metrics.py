@@ -1,7 +1,7 @@
-"""Image quality beside PSNR (`utils.calc_psnr`): SSIM, and LPIPS through its own library.
+"""SSIM, and LPIPS through the package lpips. PSNR is `utils.calc_psnr`.
 
-Each is computed on the pixels PSNR is computed on: predictions clamped to [0, 1] and not rounded, `dataset` and
-`scale` choosing colour space and border as in `calc_psnr`.
+All are computed on the same pixels: of predictions clamped to [0, 1] and not rounded, in the colour space and
+within the border that `dataset` and `scale` choose in `calc_psnr`.
 """
 import os
 import warnings
@@ -16,8 +16,8 @@ LUMA = (65.738, 129.057, 25.064)  # weights over 256, as in calc_psnr
 
 
 def shaved(img, dataset=None, scale=1):
-    """What counts of an image (B, C, H, W): all of it (None), or without `scale` ('benchmark') or `scale` + 6
-    ('div2k') pixels on each side. Raises UserError when an 11x11 window does not fit into what is left."""
+    """An image (B, C, H, W) without `scale` ('benchmark'), `scale` + 6 ('div2k') or no (None) pixels on each side.
+    Raises UserError when what is left is smaller than an 11x11 window."""
     widths = {None: 0, 'benchmark': scale, 'div2k': scale + 6}
     if dataset not in widths:
         raise UserError(f"metrics are defined for dataset None, 'benchmark' or 'div2k', found {dataset!r}")
@@ -29,7 +29,7 @@ def shaved(img, dataset=None, scale=1):
 
 
 def luma(img):
-    """BT.601 luma of RGB (B, 3, H, W) in [0, 1], in its range [16/255, 235/255]; one channel stays as it is."""
+    """BT.601 luma of RGB (B, 3, H, W) in [0, 1], in [16/255, 235/255]; one channel is returned as it is."""
     if img.shape[1] == 1:
         return img
     return (img * img.new_tensor(LUMA).view(1, 3, 1, 1) / 256).sum(dim=1, keepdim=True) + 16 / 255  # (B, 1, H, W)
@@ -39,10 +39,10 @@ def calc_ssim(sr, hr, dataset=None, scale=1):
     """Structural similarity (Wang et al., 2004): a 0-d tensor, 1 for equal images, the mean over a batch.
 
     sr, hr: (B, C, H, W) in [0, 1]; dataset, scale: as in `shaved`, and 'benchmark' compares luma. Windows are 11x11
-    Gaussians of sigma 1.5, only those wholly inside the image count, variances are the weighted ones (not corrected
-    for bias), K1 = 0.01, K2 = 0.03, the range is 1, and channels are averaged. Equal to scikit-image's
-    `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1)`. float32 is
-    good to 1e-5.
+    Gaussians with sigma 1.5 wholly inside the image, variances are weighted without bias correction, K1 = 0.01,
+    K2 = 0.03, the range is 1, channels are averaged. Equals scikit-image's
+    `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1)`, in float32
+    to 1e-5. Raises UserError for images of different size.
     """
     if sr.shape != hr.shape:
         raise UserError(f'SSIM compares images of one size, found {tuple(sr.shape)} and {tuple(hr.shape)}')
@@ -74,8 +74,9 @@ def _window_mean(x, radius=5, sigma=1.5):
 def make_lpips(device='cpu', net='alex'):
     """LPIPS (Zhang et al., 2018) as a function (sr, hr, dataset=None, scale=1) -> 0-d tensor, smaller is closer.
 
-    Images (B, 3, H, W) in [0, 1], RGB whatever the data set, shaved as for PSNR. Needs `pip install lpips` and the
-    weights of its backbone where torchvision keeps them: nothing is downloaded here. Raises UserError without.
+    sr, hr: (B, 3, H, W) in [0, 1], compared in RGB for every data set, shaved as for PSNR; net: 'alex' or 'vgg'. Needs
+    the package lpips and the backbone's weights in torchvision's folder, which are not downloaded here; raises
+    UserError when one is missing.
     """
     try:
         import lpips

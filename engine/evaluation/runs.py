@@ -128,13 +128,10 @@ class Options(NamedTuple):
     decode: str = 'exact'
 
     def key(self):
-        """The options as JSON; those added after the first results were kept only where they are set."""
-        options = {**self._asdict(), 'lpips': self.lpips is not None}
-        if self.cell_clip is None:
-            del options['cell_clip']
-        if self.decode == 'exact':
-            del options['decode']
-        return options
+        """The options as JSON. Those that kept results do not know yet are left out at their defaults."""
+        added = {key: self._field_defaults[key] for key in ('cell_clip', 'decode')}
+        return {key: value for key, value in {**self._asdict(), 'lpips': self.lpips is not None}.items()
+                if key not in added or value != added[key]}
 
 
 def measure_case(candidate, config, data, device, options=Options(), workers=None):

@@ -1,4 +1,4 @@
-"""Suites: the same figures as test.py --config, any scale, results that are kept, mistakes that stay where they are."""
+"""Suites: the same PSNR as test.py --config, any scale, results that are kept, mistakes that cost one case only."""
 import csv
 import json
 import math
@@ -72,7 +72,7 @@ def program(*args, cwd=ROOT, code=0):
     return out
 
 
-# What suites hold.
+# What suites list.
 
 def test_suites_of_the_paper():
     assert {'all', 'benchmark', 'celebAHQ', 'div2k'} <= set(suite_names())
@@ -82,7 +82,7 @@ def test_suites_of_the_paper():
     assert found['all'] == found['div2k'] + found['benchmark'] + found['celebAHQ']
     scales = [float(scale) for _, scale in found['continuous']]
     assert scales == sorted(scales) and scales[0] < 1.5 and scales[-1] == 30
-    for table in '1234':  # every figure of the paper has a case
+    for table in '1234':  # every published number has a case
         published = tables.paper()['tables'][table]
         assert {(data, scale) for data in published['data'] for scale in published['scales']} \
             <= set(found[TABLES[table][0]])
@@ -97,10 +97,10 @@ def test_scales_have_one_name(text, wanted):
 def test_data_moves_as_a_whole(load, tmp_path):
     usual, there, empty = (read_suite('all', data_root=root) for root in (None, load, str(tmp_path)))
     assert all(case.missing is None for case in there) and all(case.missing for case in empty)
-    assert [case.config for case in usual] == [case.config for case in there]  # so results do not depend on the place
+    assert [case.config for case in usual] == [case.config for case in there]  # so results do not depend on the folder
 
 
-# Figures.
+# PSNR.
 
 @pytest.mark.parametrize('suite, scale, config', [('benchmark', '2', 'test-set5-2'), ('benchmark', '8', 'test-set5-8'),
                                                   ('div2k', '3', 'test-div2k-3'),
@@ -208,7 +208,7 @@ def test_tile_says_why_a_model_takes_whole_images():
         Renderer(model)
 
 
-def test_options_reach_the_figures(model, load, tmp_path):
+def test_options_change_the_psnr(model, load, tmp_path):
     cases = read_suite('div2k', ['4'], load)
     case, candidate = cases[0], open_model(model, CPU)
     item = open_data(case.config, case.dataset).sample(1, None)
@@ -275,7 +275,7 @@ def test_goes_on_where_it_stopped(model, load, tmp_path, monkeypatch):
     assert again() == [6] and again() == []
     assert all(os.stat(os.path.join(output, 'runs', name)).st_mtime_ns == time for name, time in kept.items())
     with open(os.path.join(output, 'runs', next(name for name in kept if name.startswith('Set5-4'))), 'w') as f:
-        f.write('{"form')  # not one of ours, nor whole
+        f.write('{"form')  # cut short
     assert again() == [4]
     lr = os.path.join(data, 'benchmark', 'Set5', 'LR_bicubic', 'X2', '0000x2.png')
     Image.open(lr).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(lr)
@@ -426,15 +426,15 @@ def test_labels(text, wanted):
     assert split_label(text)[0] == wanted
 
 
-# Beside the published figures.
+# Comparison with published numbers.
 
-def test_published_figures_are_plausible():
+def test_published_numbers_are_plausible():
     for table in tables.paper()['tables'].values():
         assert table['source'] and len(table['scales']) == len(set(table['scales']))
         for rows in table['data'].values():
-            for figures in rows.values():
-                there = [v for v in figures if v is not None]
-                assert len(figures) == len(table['scales']) and all(19 < v < 39 for v in there)
+            for numbers in rows.values():
+                there = [v for v in numbers if v is not None]
+                assert len(numbers) == len(table['scales']) and all(19 < v < 39 for v in there)
                 assert there == sorted(there, reverse=True)  # a larger scale is harder
 
 
@@ -564,7 +564,7 @@ def test_training_curves(tmp_path):
         plot.training_curves([str(tmp_path)])
 
 
-def test_plot_writes_a_picture(tmp_path):
+def test_plot_writes_an_image(tmp_path):
     pytest.importorskip('matplotlib')
     from scripts import plot
     case = {'input': [10, 20], 'scale': 2, **{name: {side: {'encode': 1.0, 'decode': 2.0} for side in
