@@ -112,7 +112,8 @@ def make_renderer(args, pixels):
     seconds = pace.seconds(*pixels) * (8 if args.self_ensemble else 1)
     if seconds > SLOW and args.decode == 'exact':
         print(f'this takes about {seconds:.0f} s' if seconds < 120 else f'this takes about {seconds / 60:.0f} min',
-              f'on {renderer.device} in {renderer.precision}', flush=True)
+              f'on {renderer.device} in {renderer.precision}' + (
+                  '; no CUDA GPU was found' if args.gpu is None and renderer.device.type == 'cpu' else ''), flush=True)
     return renderer
 
 

@@ -68,12 +68,13 @@ def explain(error):
     return None
 
 
-def select_device(gpu=None):
+def select_device(gpu=None, announce=True):
     """The device to compute on, as a torch.device.
 
     gpu: what --gpu says: a number among the GPUs that CUDA_VISIBLE_DEVICES leaves (that variable is never touched),
-    'cpu', or, for several processes, one such per process, 'a,b'. None: this process's own GPU, and where there is no
-    CUDA what there is, saying so.
+    'cpu', or, for several processes, one such per process, 'a,b'; default: this process's GPU, else Apple's, else the
+    CPU
+    announce: say once if no CUDA GPU was found
     """
     local, count = int(os.environ.get('LOCAL_RANK', 0)), int(os.environ.get('LOCAL_WORLD_SIZE', 1))
     if gpu is not None:
@@ -87,7 +88,7 @@ def select_device(gpu=None):
     if torch.cuda.is_available():
         return named_device(str(local))
     device = torch.device('mps' if torch.backends.mps.is_available() and count == 1 else 'cpu')
-    if local == 0:
+    if local == 0 and announce:
         kind = "Apple's GPU (MPS)" if device.type == 'mps' else f'the CPU ({torch.get_num_threads()} threads)'
         say_once(f'no CUDA GPU found, computing on {kind}')
     return device

@@ -31,7 +31,7 @@ def load_renderer(model=None, gpu=None, ema=False, precision='float32', **option
     path = model or default_model()
     if model is None:
         say_once(f'using {os.path.relpath(path)}, which comes with the project')
-    net, data_norm = load_model(path, select_device(None if gpu is None else str(gpu)), ema=ema)
+    net, data_norm = load_model(path, select_device(None if gpu is None else str(gpu), announce=False), ema=ema)
     if not hasattr(net, 'query_rgb'):
         raise UserError(f'{path}: its model, {type(net).__name__}, has no decoder to ask for any size; expected one '
                         f'such as liif or metasr')

@@ -111,7 +111,7 @@ def test_the_fixed_form_as_a_process(tmp_path, checkpoints):
                           cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert np.array_equal(pixels(tmp_path / 'out.png'), reference(checkpoints['liif'], PHOTO, (90, 101)))
-    assert '101x90 from 63x41' in done.stdout and 'MP/s on cpu' in done.stdout
+    assert '101x90 from 63x41' in done.stdout and 'MP/s on cpu' in done.stdout and not done.stderr
 
 
 @pytest.mark.parametrize('wrong, message', [
