@@ -297,10 +297,11 @@ class Averager:
 
 @contextlib.contextmanager
 def atomic_write(path, mode='wb', **kwargs):
-    """Open a temporary file beside `path`; on success it is flushed to disk and renamed to `path`, on any error it
-    is removed and whatever stood at `path` stays. Readers never see a partial file."""
-    folder = os.path.dirname(os.path.abspath(path))
-    fd, temporary = tempfile.mkstemp(dir=folder, prefix='.' + os.path.basename(path) + '.')
+    """Open a temporary file next to `path`. On success it is flushed to disk and renamed to `path`; on any error it is
+    removed, and an older file at `path` stays. Readers never see a partial file."""
+    folder, name = os.path.split(os.path.abspath(path))
+    name = os.fsdecode(os.fsencode(name)[:200])  # names have at most 255 bytes on most file systems
+    fd, temporary = tempfile.mkstemp(dir=folder, prefix=f'.{name}.')
     try:
         with os.fdopen(fd, mode, **kwargs) as f:
             yield f

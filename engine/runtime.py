@@ -25,6 +25,8 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def run_program(main):
     """Call main() and exit: 0, 2 with `error: <one line>` for a mistake of the user, 1 with a traceback for ours."""
+    if hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(errors='backslashreplace')  # file names need not be UTF-8
     try:
         main()
         code = 0

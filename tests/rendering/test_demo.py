@@ -399,6 +399,22 @@ def test_a_folder_is_mirrored_and_done_once(tmp_path, album, checkpoints, capsys
     assert '3 written' in capsys.readouterr().out
 
 
+def test_names_that_are_not_utf8_or_long_do_not_stop_a_batch(tmp_path, checkpoints):
+    folder, names = tmp_path / 'in', [b'caf\xe9.png', b'x' * 251 + b'.png', b'z.png']
+    folder.mkdir()
+    try:
+        for name in names:
+            with open(os.path.join(os.fsencode(folder), name), 'wb') as f:
+                Image.fromarray(PHOTO[:9, :9]).save(f, 'PNG')
+    except OSError:
+        pytest.skip('this file system does not take such names')
+    done = subprocess.run([sys.executable, 'demo.py', '--input', folder, '--model', checkpoints['liif'], '--scale', '2',
+                           '--gpu', 'cpu', '--output', tmp_path / 'out'], cwd=ROOT, capture_output=True, text=True,
+                          env={**ENVIRONMENT, 'PYTHONIOENCODING': 'utf-8:strict'})
+    assert done.returncode == 0 and '3 written, 0 already there, 0 failed' in done.stdout, done.stderr
+    assert sorted(os.listdir(os.fsencode(tmp_path / 'out'))) == sorted(names)
+
+
 def test_the_output_folder_may_lie_in_the_input(album, checkpoints):
     for _ in range(2):
         run(checkpoints, '--input', album, '--output', album / 'large')

@@ -586,6 +586,12 @@ def test_a_failure_leaves_what_was_there(tmp_path, suffix):
         write_picture(str(tmp_path / 'none' / f'a{suffix}'), Picture(torch.rand(3, 4, 5)), (4, 5), rectangles())
 
 
+def test_long_names(tmp_path):
+    path = tmp_path / f'{"x" * 251}.png'
+    assert copy(read_picture(save(tmp_path / 'a.png', CHELSEA)), path).size == (61, 83)
+    assert len(os.listdir(tmp_path)) == 2
+
+
 WRITE = """
 import os, resource, signal, sys
 import numpy as np, torch
