@@ -1,6 +1,6 @@
 """Tables from benchmarks/results/*.json:  python benchmarks/table.py
 
-Writes what stands between the markers in docs/speed.md, and in README.md the first table of each section.
+Writes what stands between the markers in docs/speed.md.
 """
 import glob
 import json
@@ -109,13 +109,12 @@ TABLES = {'decode': [decode_table, limits_table, profile_table], 'train': [train
           'data': [data_table], 'memory': [memory_table], 'precision': [precision_table]}
 
 
-def report(results, full=True):
-    """The tables of one device in markdown, or the first of each section; says what was not measured."""
+def report(results):
+    """The tables of one device in markdown; says what was not measured."""
     info = results['machine']
     lines = [f'**{info["name"]}**, {info["threads"]} threads, torch {info["versions"]["torch"]}']
     for name, makers in TABLES.items():
-        lines += [make(results[name]['result']) for make in makers[:None if full else 1]] if name in results \
-            else [f'{name}: not measured']
+        lines += [make(results[name]['result']) for make in makers] if name in results else [f'{name}: not measured']
     return '\n\n'.join(lines)
 
 
@@ -126,12 +125,8 @@ def write():
             found.append(json.load(f))
     found = [results for results in found if 'machine' in results]  # other programs' results lie there too
     gpu = '' if any(results['machine']['device'] == 'cuda' for results in found) else '\n\nOn a CUDA GPU: not measured.'
-    for name in ('README.md', 'docs/speed.md'):
-        with open(os.path.join(ROOT, name), encoding='utf-8') as f:
-            if MARKERS[0] not in f.read():
-                continue
-        text = '\n\n'.join(report(results, full=name != 'README.md') for results in found) + gpu
-        replace_between(os.path.join(ROOT, name), text, MARKERS)
+    text = '\n\n'.join(map(report, found)) + gpu
+    replace_between(os.path.join(ROOT, 'docs', 'speed.md'), text, MARKERS)
 
 
 if __name__ == '__main__':

@@ -3,7 +3,7 @@
     python scripts/reproduce.py 1            # DIV2K (1), benchmark sets (2), ablations (3), CelebA-HQ (4)
     python scripts/reproduce.py 1 2 --plan   # only print what is done, what is missing and what it costs
     python scripts/reproduce.py --smoke      # all four on tiny data and tiny networks, as a test
-    python scripts/reproduce.py --readme     # write the committed results into README.md
+    python scripts/reproduce.py --readme     # write the committed results into README.md, docs/results.md, docs/budget.md
 
 Trains what is not trained yet (save/_<config name>, going on where a run stopped), measures what is not measured yet
 (out/tables) and prints the table with the published numbers. It may be interrupted and started again at any time.
@@ -34,7 +34,8 @@ from engine.runtime import Parser, run_program, select_device
 from engine.evaluation.suite import locate, read_suite, scale_label
 from utils import UserError, atomic_write, replace_between
 
-README_MARKERS = '<!-- results:start -->', '<!-- results:end -->'
+RESULTS_MARKERS = '<!-- results:start -->', '<!-- results:end -->'
+SUMMARY_MARKERS = '<!-- summary:start -->', '<!-- summary:end -->'
 BUDGET_MARKERS = '<!-- budget:start -->', '<!-- budget:end -->'
 COMMITTED = 'weights/**/*.json', 'benchmarks/results/*.json', 'benchmarks/results/published/*.json'
 RUNS = 'weights/*/run.json', 'benchmarks/results/budget/*/run.json'
@@ -73,8 +74,8 @@ def main(argv=None):
     parser.add_argument('--rows', nargs='+', metavar='ROW', help='only these rows of the tables, such as RDN-LIIF')
     parser.add_argument('--plan', action='store_true', help='only print what would be done')
     parser.add_argument('--smoke', action='store_true', help='on tiny data in a temporary folder; default: all tables')
-    parser.add_argument('--readme', nargs='?', const=os.path.join(ROOT, 'README.md'), metavar='FILE',
-                        help='write the tables of the results in weights/ and benchmarks/results into it')
+    parser.add_argument('--readme', action='store_true',
+                        help='write the results in weights/ and benchmarks/results into the documentation')
     parser.add_argument('--gpu', help='as of train_liif.py: 0, or 0,1,2,3 to train on several, or cpu')
     parser.add_argument('--precision', choices=['float32', 'bf16', 'fp16'], help='of measuring')
     parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='override a key of trainings')
@@ -84,9 +85,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     if args.readme:
-        print(write_readme(args.readme))
-        if os.path.abspath(args.readme) == os.path.join(ROOT, 'README.md'):
-            print(write_budget())
+        print(write_results_page(os.path.join(ROOT, 'docs', 'results.md')))
+        print(write_summary(os.path.join(ROOT, 'README.md')))
+        print(write_budget())
         return
     numbers = args.tables or (list(TABLES) if args.smoke else [])
     if not numbers or not set(numbers) <= set(TABLES):
@@ -241,12 +242,34 @@ def make_table(number, rows, jobs, device, args):
 
 # Committed results in the documentation.
 
-def write_readme(path, root=ROOT):
-    """Put the tables of the committed results between the markers of the file at `path`; UserError without them."""
+def committed_runs(root=ROOT):
+    """The results in weights/ and benchmarks/results, interpolation first."""
     files = [file for pattern in COMMITTED for file in sorted(glob.glob(os.path.join(root, pattern), recursive=True))]
-    runs = sorted(tables.read_results(files), key=lambda run: run['model']['parameters'] or 0)  # interpolation first
+    return sorted(tables.read_results(files), key=lambda run: run['model']['parameters'] or 0)
+
+
+def write_results_page(path, root=ROOT):
+    """Put all tables of the committed results between the markers of the file at `path`; UserError without them."""
+    runs = committed_runs(root)
     text = tables.make_tables(runs) + '\n\n' + '\n'.join(f'- {line}' for line in tables.notes(runs))
-    replace_between(path, text, README_MARKERS)
+    replace_between(path, text, RESULTS_MARKERS)
+    return text
+
+
+def write_summary(path, root=ROOT, data='Set5', scales=('2', '3', '4')):
+    """Put PSNR on one set, and the seconds it took, between the markers of the README; UserError without them."""
+    runs = [run for run in committed_runs(root) if run['data'] == data and run['scale'] in scales
+            and tables.is_whole(run)]
+    rows = []
+    for label in dict.fromkeys(map(tables.label_of, runs)):
+        found = {run['scale']: run for run in runs if tables.label_of(run) == label}
+        if set(found) == set(scales):
+            rows.append([label, *(f'{float(found[scale]["psnr"]):.2f}' for scale in scales),
+                         f'{sum(found[scale]["seconds"] for scale in scales):.1f} ({found[scales[0]]["device"]})'])
+    published = tables.published_numbers(data)['RDN-LIIF']
+    rows.append(['RDN-LIIF (published)', *(f'{published[scale]:.2f}' for scale in scales), ''])
+    text = tables.markdown(['weights', *(f'{data} {scale_label(scale)}' for scale in scales), 'seconds'], rows)
+    replace_between(path, text, SUMMARY_MARKERS)
     return text
 
 

@@ -514,7 +514,7 @@ def test_the_newest_result_counts(tmp_path):
             tables.read_results([str(tmp_path / path)])
 
 
-def test_readme_takes_the_committed_results(tmp_path):
+def test_results_page_takes_the_committed_results(tmp_path):
     os.makedirs(tmp_path / 'weights' / 'small')
     results = tmp_path / 'weights' / 'small' / 'results.json'
     readme = tmp_path / 'README.md'
@@ -522,7 +522,7 @@ def test_readme_takes_the_committed_results(tmp_path):
     def write(psnr):
         runs = [made_up('small', '2', psnr)]
         results.write_text(json.dumps({'format': 'liif-results-1', 'suite': 's', 'runs': runs}))
-        reproduce.write_readme(str(readme), str(tmp_path))
+        reproduce.write_results_page(str(readme), str(tmp_path))
         return readme.read_text()
 
     before, after = '# Title\n\n<!-- results:start -->\n', '<!-- results:end -->\nthe end\n'
@@ -534,6 +534,21 @@ def test_readme_takes_the_committed_results(tmp_path):
     with pytest.raises(UserError, match='results:start'):
         write(31.0)
     assert readme.read_text() == '# Title\n'
+
+
+def test_summary_of_the_readme(tmp_path):
+    os.makedirs(tmp_path / 'weights')
+    runs = [{**made_up(label, scale, psnr, data='Set5', images=5), 'seconds': 0.25} for label, scale, psnr in
+            (('mine', '2', 37.5), ('mine', '3', 33.9), ('mine', '4', 31.7), ('half', '2', 36.0))]
+    (tmp_path / 'weights' / 'r.json').write_text(json.dumps(
+        {'format': 'liif-results-1', 'suite': 's', 'runs': runs}))
+    readme = tmp_path / 'README.md'
+    readme.write_text('<!-- summary:start -->\n<!-- summary:end -->\n')
+    text = reproduce.write_summary(str(readme), str(tmp_path))
+    assert readme.read_text() == f'<!-- summary:start -->\n{text}\n<!-- summary:end -->\n'
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines()[2:]]
+    assert [row[0] for row in rows] == ['mine', 'RDN-LIIF (published)']  # 'half' lacks two scales
+    assert rows[0][1:4] == ['37.50', '33.90', '31.70'] and rows[0][4].startswith('0.8 ') and rows[1][3] == '32.50'
 
 
 # Figures.

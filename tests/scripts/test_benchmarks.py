@@ -57,8 +57,6 @@ def test_pages_show_the_committed_results():
     assert devices
     for results in devices:
         assert table.report(results) in read('docs', 'speed.md')
-        if table.MARKERS[0] in read('README.md'):
-            assert table.report(results, full=False) in read('README.md')
     assert lr_kernels.table(json.loads(read('benchmarks', 'results', 'lr_kernels.json'))['rows']) \
         in read('docs', 'lr-kernels.md')
 
