@@ -19,10 +19,6 @@ class Pace:
             both, decode = middle - start, time.perf_counter() - middle
             self.encode, self.decode = 64 * 64 / max(both - decode, 0.05 * both), size[0] * size[1] / decode
 
-    def learn(self, what, pixels, seconds):
-        if pixels > 1000:  # small jobs tell little
-            setattr(self, what, (getattr(self, what) + pixels / max(seconds, 1e-6)) / 2)
-
     def seconds(self, source, output):
         """Seconds to encode `source` pixels and decode `output` pixels."""
         return source / self.encode + output / self.decode

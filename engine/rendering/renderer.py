@@ -167,6 +167,14 @@ class Scene:
                 rgb /= 1 + len(self.turned)
             yield top, left, denormalize(rgb, norm, 0).clamp_(0, 1)
 
+    def sample(self, y, x, cell):
+        """RGB (3, H, W) on the device, not clamped, at the crossings of rows y (H,) and columns x (W,), ascending.
+
+        y, x: coordinates, of which those outside of [-1, 1] continue the nearest code; cell: (height, width), likewise
+        """
+        y, x, cell = (torch.as_tensor(v, dtype=torch.float32, device=self.inp.device) for v in (y, x, cell))
+        return denormalize(self._assemble(y, x, cell), self.renderer.data_norm.get('gt'), 0)
+
     def _grid(self, size, region):
         """The Axis of the output's rows and that of its columns, and the cell (2,)."""
         if min(size) < 1:

@@ -1,0 +1,93 @@
+"""The lattice: nodes are the decoded image, and what is interpolated between them is close to it everywhere."""
+import numpy as np
+import pytest
+import torch
+
+import models
+from engine.rendering.api import load_renderer
+from engine.rendering.renderer import Renderer
+from tests.common import small_model, small_spec
+from viewer.lattice import CLIP, STEPS, TILE, axis_nodes, has_lattice, lattice_tile, tiles
+
+
+def drawing(h, w):
+    """An image with edges and ramps: (3, h, w)."""
+    y, x = np.mgrid[:h, :w].astype(np.float32)
+    disk = np.hypot(y - h / 2, x - w / 2) < h / 3
+    stripes = (x + 0.4 * y) % 9 < 4
+    return torch.from_numpy(np.stack([0.2 + 0.6 * disk, 0.3 + 0.4 * stripes, 0.1 + 0.8 * x / w]).astype(np.float32))
+
+
+def lagrange(u):
+    """Weights (4, n) of the values at 0, 1, 2, 3 for positions u (n,)."""
+    return np.stack([np.prod([(u - k) / (m - k) for k in range(4) if k != m], axis=0) for m in range(4)])
+
+
+def along(n, size, steps):
+    """What each of `size` pixels reads on an axis of n codes: nodes (4, size), counted over all tiles, and weights."""
+    t = ((np.arange(size) + 0.5) * n / size + 0.5)
+    piece = np.clip(np.floor(t), 0, n)
+    first = np.clip(np.floor((t - piece) * steps) - 1, 0, steps - 3)
+    nodes = (piece * steps + first).astype(int) + np.arange(4)[:, None]
+    return nodes, lagrange((t - piece) * steps - first)
+
+
+def interpolated(scene, size, steps):
+    """The image as the page's shader draws it: (3, H, W)."""
+    h, w = scene.size
+    lattice = np.zeros(((h + 1) * steps + 1, (w + 1) * steps + 1, 3))
+    for row in range(tiles(h)):
+        for column in range(tiles(w)):
+            tile = lattice_tile(scene, row, column, steps)
+            top, left = row * TILE * steps, column * TILE * steps
+            lattice[top:top + tile.shape[0], left:left + tile.shape[1]] = tile
+    (ys, wy), (xs, wx) = along(h, size[0], steps), along(w, size[1], steps)
+    rows = sum(wy[k][:, None, None] * lattice[ys[k]] for k in range(4))  # (H, nodes, 3)
+    return sum(wx[k][:, None] * rows[:, xs[k]] for k in range(4)).transpose(2, 0, 1).clip(0, 1)
+
+
+def psnr(a, b):
+    return -10 * np.log10(((a - b) ** 2).mean())
+
+
+@pytest.mark.parametrize('n', [1, 2, 31, 32, 33, 64, 65])
+def test_tiles_cover_an_axis(n):
+    axes = [axis_nodes(n, tile, 4).double() for tile in range(tiles(n))]
+    assert sum(len(axis) - 1 for axis in axes) == (n + 1) * 4
+    assert axes[0][0] == pytest.approx(-1 - 1 / n) and axes[-1][-1] == pytest.approx(1 + 1 / n)
+    for a, b in zip(axes, axes[1:]):
+        assert a[-1].item() == pytest.approx(b[0].item(), abs=3e-6)
+
+
+@pytest.mark.parametrize('scale', [4, 12, 30])
+def test_close_to_the_exact_decode_with_trained_weights(scale):
+    renderer = load_renderer(gpu='cpu', cell_clip=CLIP)
+    scene = renderer.open(drawing(13, 17))
+    size = 13 * scale, 17 * scale
+    wanted = scene.render(size).numpy()
+    found = {steps: psnr(interpolated(scene, size, steps), wanted) for steps in STEPS}
+    assert found[3] > 38 and found[6] > 57
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 40), (33, 32), (5, 70)])
+def test_any_size_borders_and_convergence(size):
+    scene = Renderer(small_model(), cell_clip=CLIP).open(drawing(*size))
+    wanted = scene.render((size[0] * 6, size[1] * 6)).numpy()  # even: no pixel upon a centre, a tie on the border
+    errors = [abs(interpolated(scene, wanted.shape[1:], steps) - wanted).max() for steps in (4, 16)]
+    assert errors[1] < errors[0] < 0.02 and errors[1] < 2e-3  # 5e-4 of it is float16
+
+
+def test_tiles_of_an_image_encoded_in_parts():
+    img = drawing(70, 75)
+    whole = Renderer(small_model(), cell_clip=CLIP).open(img)
+    parts = Renderer(small_model(), tile=32, cell_clip=CLIP).open(img)
+    for row in range(tiles(70)):
+        for column in range(tiles(75)):
+            assert abs(lattice_tile(whole, row, column, 3) - lattice_tile(parts, row, column, 3)).max() < 2e-3
+
+
+def test_only_continuous_images_have_one():
+    assert has_lattice(small_model())
+    assert not has_lattice(small_model(local_ensemble=False))
+    metasr = {'name': 'metasr', 'args': {'encoder_spec': small_spec()['args']['encoder_spec']}}
+    assert not has_lattice(models.make(metasr))

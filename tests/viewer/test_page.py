@@ -1,0 +1,355 @@
+"""The page in a browser: what it shows equals the exact render, and what a person does with it works."""
+import base64
+import io
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine.rendering.api import load_renderer, to_numpy, to_tensor
+from tests.common import small_model
+from tests.viewer.common import PIXELS, exact, serving, small_viewer
+from tests.viewer.test_lattice import drawing, psnr
+from viewer.lattice import CLIP
+
+
+FLAGS = ['--headless', '--no-sandbox', '--use-gl=angle', '--use-angle=swiftshader', '--enable-unsafe-swiftshader',
+         '--disable-background-networking', '--force-color-profile=srgb']
+SIZE = {'width': 800, 'height': 600}
+BAR = 150  # rows that the page keeps free of a whole image, above and below together
+
+
+@pytest.fixture(scope='module')
+def chromium():
+    playwright = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
+    browser = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    if browser is None:
+        pytest.skip('no Chromium is installed (apt-get install chromium)')
+    with playwright.sync_playwright() as play:
+        running = play.chromium.launch(executable_path=browser, args=FLAGS)
+        yield running
+        running.close()
+
+
+class Page:
+    """A page of a running viewer. problems: what the browser complained of."""
+
+    def __init__(self, chromium, port, fragment='', **options):
+        home = f'http://127.0.0.1:{port}/', 'blob:'
+        self.context = chromium.new_context(**{'viewport': SIZE, 'accept_downloads': True, **options})
+        self.page, self.problems = self.context.new_page(), []
+        self.page.on('pageerror', lambda error: self.problems.append(str(error)))
+        self.page.on('console', lambda m: self.problems.append(m.text) if m.type == 'error' else None)
+        self.page.on('request', lambda r: None if r.url.startswith(home) else self.problems.append(r.url))
+        self.page.goto(f'http://127.0.0.1:{port}/{fragment}')
+        self.finished()
+
+    def finished(self):
+        """Wait until a view is complete, and return it."""
+        self.page.wait_for_timeout(250)
+        self.until('liif.ready()')
+        return self.view()
+
+    def until(self, condition, seconds=120):
+        """Wait for a condition; `wait_for_function` would evaluate it in a way that the page's policy forbids."""
+        end = time.time() + seconds
+        while not self.page.evaluate(condition):
+            assert time.time() < end, f'{condition} is not true after {seconds} s'
+            self.page.wait_for_timeout(50)
+
+    def view(self):
+        return self.page.evaluate('liif.view()')
+
+    def canvas(self):
+        """What the canvas shows: (H, W, 3) integers."""
+        data = self.page.evaluate('liif.pixels()').split(',')[1]
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert('RGB')).astype(int)
+
+    def look(self, name):
+        """A screenshot, kept in the folder LIIF_SCREENSHOTS where it is set, to be looked at."""
+        if os.environ.get('LIIF_SCREENSHOTS'):
+            self.page.wait_for_timeout(400)  # messages fade
+            self.page.screenshot(path=os.path.join(os.environ['LIIF_SCREENSHOTS'], name + '.png'))
+
+
+@pytest.fixture
+def server(tmp_path):
+    """(viewer, port) of a small model that shows photo.png."""
+    viewer = small_viewer(tmp_path / 'photo.png', max_bytes=200_000)
+    with serving(viewer) as port:
+        yield viewer, port
+
+
+@pytest.fixture
+def page(chromium, server):
+    page = Page(chromium, server[1])
+    yield page
+    page.context.close()
+    assert not page.problems
+
+
+def region(view, width=800, height=600):
+    """The part of the image that fills the canvas: (x, y, width, height)."""
+    s = view['s']
+    return view['x'] - width / 2 / s, view['y'] - height / 2 / s, width / s, height / s
+
+
+def bicubic(part, size):
+    """Pillow's bicubic interpolation of PIXELS, in floats: integers it rounds and clips between two passes."""
+    box = (part[0], part[1], part[0] + part[2], part[1] + part[3])
+    channels = [Image.fromarray(PIXELS[..., k].astype(np.float32)).resize(size[::-1], Image.BICUBIC, box=box)
+                for k in range(3)]
+    return np.stack([np.asarray(channel) for channel in channels], axis=-1).clip(0, 255)
+
+
+def test_the_first_view_and_its_divider(page):
+    view = page.finished()
+    page.look('first')
+    assert view['s'] == 6 and page.page.text_content('#scale') == '×6.00'
+    found, part = page.canvas(), region(view)
+    assert abs(found[:, :400] - bicubic(part, (600, 800))[:, :400]).max() <= 1
+    assert psnr(found[:, 400:] / 255, exact(part, (600, 800))[:, 400:] / 255) > 45  # noise, the worst for a lattice
+    # The divider moves: what was bicubic is LIIF.
+    page.page.mouse.move(400, 400)
+    page.page.mouse.down()
+    page.page.mouse.move(200, 400, steps=5)
+    page.page.mouse.up()
+    page.finished()
+    assert (page.canvas()[:, 210:400] != found[:, 210:400]).mean() > 0.5
+    assert (page.canvas()[:, :190] == found[:, :190]).all()
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """(page-ready viewer, its renderer) of the weights that come with the project, on a small image."""
+    renderer = load_renderer(gpu='cpu', cell_clip=CLIP)
+    pixels = to_numpy((drawing(27, 34) * 255).byte())
+    viewer = small_viewer(tmp_path_factory.mktemp('trained') / 'drawing.png', pixels)
+    viewer.renderers['small'] = renderer
+    with serving(viewer) as port:
+        yield port, pixels, renderer
+
+
+@pytest.mark.parametrize('scale', [4, 12, 30])
+def test_views_of_the_trained_model_are_close_to_the_exact_render(chromium, trained, scale):
+    port, pixels, renderer = trained
+    width, height = (136, 108) if scale == 4 else (320, 240)
+    page = Page(chromium, port, f'#x=17&y=13.5&s={scale}&d=0', viewport={'width': width, 'height': height})
+    part = region(page.view(), width, height)
+    wanted = to_numpy(renderer.open(to_tensor(pixels)).render((height, width), part, 'uint8'))
+    found = page.canvas()
+    page.look(f'trained-x{scale}')
+    page.context.close()
+    assert psnr(found / 255, wanted / 255) > 50 and not page.problems
+
+
+def test_wheel_drag_and_double_click(page):
+    first = page.view()
+    page.page.mouse.move(600, 250)
+    for _ in range(5):
+        page.page.mouse.wheel(0, -120)
+    view = page.finished()
+    assert 18 < view['s'] < 22
+    for axis, at in (('x', 600 - 400), ('y', 250 - 300)):  # the point under the wheel stays
+        assert first[axis] + at / first['s'] == pytest.approx(view[axis] + at / view['s'], abs=0.02)
+    page.page.mouse.move(300, 200)
+    page.page.mouse.down()
+    page.page.mouse.move(260, 230, steps=4)
+    page.page.mouse.up()
+    before, view = view, page.finished()
+    assert view['x'] - before['x'] == pytest.approx(40 / view['s'], abs=1e-3)
+    assert view['y'] - before['y'] == pytest.approx(-30 / view['s'], abs=1e-3)
+    page.page.mouse.dblclick(600, 250)
+    assert page.finished()['s'] == pytest.approx(2 * view['s'])
+
+
+def test_pinching(page):
+    before = page.view()
+    page.page.evaluate("""() => {
+        const stage = document.getElementById('stage');
+        stage.setPointerCapture = () => {};
+        const send = (type, id, x, y) =>
+            stage.dispatchEvent(new PointerEvent(type, {pointerId: id, clientX: x, clientY: y}));
+        send('pointerdown', 11, 350, 300); send('pointerdown', 12, 450, 300);
+        send('pointermove', 11, 300, 300); send('pointermove', 12, 500, 300);
+        send('pointerup', 11, 300, 300); send('pointerup', 12, 500, 300);
+    }""")
+    after = page.finished()
+    assert after['s'] == pytest.approx(2 * before['s']) and after['x'] == pytest.approx(before['x'], abs=1e-6)
+
+
+def test_keys(page):
+    keyboard, first = page.page.keyboard, page.canvas()
+    keyboard.press('0')
+    assert page.finished()['s'] == pytest.approx((600 - BAR) / 150)
+    page.look('fit')
+    keyboard.press('1')
+    assert page.finished()['s'] == 1 and page.page.text_content('#scale') == '×1.00'
+    keyboard.press('+')
+    page.finished()
+    keyboard.press('ArrowLeft')
+    view = page.finished()
+    assert view['s'] == pytest.approx(1.5) and view['x'] < 100
+    keyboard.press('c')
+    page.finished()
+    page.look('beside')
+    assert page.page.get_attribute('#beside', 'aria-pressed') == 'true'
+    keyboard.press('c')
+    keyboard.press('n')
+    assert page.page.text_content('#method') == 'Nearest' and page.page.text_content('.tag.before') == 'nearest'
+    page.finished()
+    page.page.evaluate('liif.zoomTo(8, 400, 300)')
+    view = page.finished()
+    x, y, _, _ = region(view)
+    rows, columns = ((np.arange(n) + 0.5) / 8 + start for n, start in ((600, y), (400, x)))
+    inside = (rows > 0) & (rows < 150), (columns > 0) & (columns < 200)
+    wanted = PIXELS[np.floor(rows[inside[0]]).astype(int)][:, np.floor(columns[inside[1]]).astype(int)]
+    assert (page.canvas()[:, :400][np.ix_(*inside)] == wanted).all()
+    # While Space is held, the methods swap sides; help closes with the key that opened it.
+    before = page.canvas()
+    keyboard.down(' ')
+    assert (page.canvas() != before).mean() > 0.3 and page.page.text_content('.tag.after') == 'nearest'
+    keyboard.up(' ')
+    assert (page.canvas() == before).all() and first.shape == before.shape
+    keyboard.press('?')
+    assert page.page.is_visible('#keys')
+    page.look('help')
+    keyboard.press('?')
+    assert not page.page.is_visible('#keys')
+
+
+def test_downloads(page, tmp_path):
+    page.page.click('#save')
+    page.look('download')
+    page.page.fill('#columns', '400')
+    assert page.page.input_value('#rows') == '300'
+    with page.page.expect_download() as download:
+        page.page.click('#go')
+    assert download.value.suggested_filename == 'photo-400x300.png'
+    download.value.save_as(str(tmp_path / 'download.png'))
+    found = np.asarray(Image.open(tmp_path / 'download.png')).astype(int)
+    assert abs(found - exact(region(page.view()), (300, 400))).max() <= 1
+    with page.page.expect_download() as download:
+        page.page.keyboard.press('s')
+    assert download.value.suggested_filename == 'photo-comparison.png'
+    download.value.save_as(str(tmp_path / 'shot.png'))
+    found = np.asarray(Image.open(tmp_path / 'shot.png').convert('RGB')).astype(int)
+    assert (found[100:, :380] == page.canvas()[100:, :380]).all() and (found[100:, 400] == 255).all()
+    if os.environ.get('LIIF_SCREENSHOTS'):
+        shutil.copy(tmp_path / 'shot.png', os.environ['LIIF_SCREENSHOTS'])
+
+
+def test_flying(page):
+    page.page.keyboard.press('0')
+    fitting = page.finished()['s']
+    page.page.click('#fly')
+    page.until('liif.view().s > 20')
+    page.look('flying')
+    page.page.keyboard.press('v')
+    assert page.page.get_attribute('#fly', 'aria-pressed') == 'false'
+    assert page.finished()['s'] > fitting
+
+
+def test_files_that_are_opened_and_links(page, chromium, server, tmp_path):
+    viewer, port = server
+    link = page.page.url
+    Image.fromarray(PIXELS[:90, :120]).save(tmp_path / 'other.png')
+    data = base64.b64encode((tmp_path / 'other.png').read_bytes()).decode()
+    page.page.evaluate("""data => {
+        const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0)), files = new DataTransfer();
+        files.items.add(new File([bytes], 'other.png'));
+        dispatchEvent(new DragEvent('dragover', {dataTransfer: files, cancelable: true}));
+        dispatchEvent(new DragEvent('drop', {dataTransfer: files, cancelable: true}));
+    }""", data)
+    page.page.wait_for_selector('#name:has-text("other.png")')
+    assert page.finished()['x'] == 60 and page.page.text_content('#size') == '120 × 90'
+    for name, data, words in (('large.png', b'x' * 300_000, 'more than the 0 MB'), ('odd.png', b'hello', 'odd.png'),
+                              ('cut.png', (tmp_path / 'other.png').read_bytes()[:5000], 'cut.png')):
+        (tmp_path / name).write_bytes(data)
+        page.page.set_input_files('#file', str(tmp_path / name))
+        page.page.wait_for_selector(f'#toast:has-text("{words}")')
+        page.look('damaged')
+        page.page.evaluate('document.getElementById("toast").hidden = true')
+    assert page.page.text_content('#size') == '120 × 90' and len(viewer.pictures) == 2
+    page.problems[:] = [text for text in page.problems if '400 (Bad Request)' not in text]
+    # The link to the first view still shows it; one to an image that is closed says so.
+    other = Page(chromium, port, link[link.index('#'):])
+    assert other.page.text_content('#name') == 'photo.png' and other.view()['s'] == 6
+    other.page.goto('about:blank')
+    other.page.goto(f'http://127.0.0.1:{port}/#id=gone&x=1&y=1&s=50')
+    other.page.wait_for_selector('#toast:has-text("no longer open")')
+    other.context.close()
+
+
+def test_resizing(page):
+    view = page.view()
+    page.page.set_viewport_size({'width': 500, 'height': 700})
+    assert page.finished() == view and page.canvas().shape == (700, 500, 3)
+    page.page.keyboard.press('0')
+    page.finished()
+    page.page.set_viewport_size(SIZE)
+    assert page.finished()['s'] == pytest.approx((600 - BAR) / 150)  # still whole
+
+
+def test_a_phone_at_night(chromium, server):
+    _, port = server
+    page = Page(chromium, port, viewport={'width': 390, 'height': 760}, device_scale_factor=2, color_scheme='dark',
+                has_touch=True, is_mobile=True)
+    page.look('phone')
+    boxes = [page.page.locator(name).bounding_box() for name in ('#top', '#actions', '#controls')]
+    assert all(box['x'] >= 0 and box['x'] + box['width'] <= 390 for box in boxes)
+    assert page.canvas().shape == (1520, 780, 3) and page.view()['s'] == 12
+    page.context.close()
+    assert not page.problems
+
+
+@pytest.mark.parametrize('reason', ['without WebGL2', 'without a lattice'])
+def test_plain_views(chromium, server, tmp_path, reason):
+    viewer, _ = server
+    if reason == 'without a lattice':
+        viewer = small_viewer(tmp_path / 'photo.png', model=small_model(local_ensemble=False))
+    with serving(viewer) as port:
+        page = Page(chromium, port, '?plain' if reason == 'without WebGL2' else '')
+        assert reason.split()[-1] in page.page.text_content('#toast')
+        page.look('plain')
+        page.page.keyboard.press('+')  # until the image fills the page
+        view = page.finished()
+        model = viewer.renderers['small'].model
+        assert abs(page.canvas() - exact(region(view), (600, 800), model=model))[:, 410:].max() <= 1
+        page.page.keyboard.press('+')
+        assert page.finished()['s'] == pytest.approx(1.5 * view['s'])
+        page.context.close()
+        assert not page.problems
+
+
+def test_transparency_is_a_checkerboard(page, tmp_path):
+    pixels = np.zeros((60, 80, 4), np.uint8)
+    pixels[20:40] = 200, 100, 50, 255
+    Image.fromarray(pixels).save(tmp_path / 'alpha.png')
+    page.page.set_input_files('#file', str(tmp_path / 'alpha.png'))
+    page.page.wait_for_selector('#name:has-text("alpha.png")')
+    view = page.finished()
+    page.look('alpha')
+    row = page.canvas()[int(300 + (10 - view['y']) * view['s'])]  # in the upper, transparent third
+    assert {tuple(v) for v in row[250:550].tolist()} == {(204, 204, 204), (153, 153, 153)}
+    row = page.canvas()[300]
+    assert (row[250:390] == (200, 100, 50)).all()
+
+
+def test_the_rate_of_frames_is_reported(page, record_property):
+    rate = page.page.evaluate("""() => new Promise(done => {
+        const first = liif.frames.count, begun = performance.now();
+        const step = now => {
+            const t = (now - begun) / 1000;
+            liif.zoomTo(6 * Math.exp(Math.sin(t)), 400, 300);
+            if (t < 3) requestAnimationFrame(step); else done((liif.frames.count - first) / t);
+        };
+        requestAnimationFrame(step);
+    })""")
+    record_property('frames_per_second', rate)
+    print(f'{rate:.1f} frames per second at 800x600')
+    page.finished()
+    assert rate > 0

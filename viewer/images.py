@@ -1,0 +1,160 @@
+"""The images and models of a running viewer: what its server answers with."""
+import collections
+import glob
+import os
+import secrets
+import threading
+
+import numpy as np
+import torch
+from PIL import Image
+
+from datasets.images import TooLarge
+from engine.checkpoint import WEIGHTS
+from engine.rendering.api import load_renderer, to_numpy
+from engine.rendering.picture import read_picture
+from engine.rendering.renderer import quantize
+from models import decodes_grids
+from utils import UserError
+from viewer.lattice import CLIP, STEPS, TILE, has_lattice, lattice_tile, tiles
+
+
+KEPT = 4  # images held in memory
+SCENES = 2  # images whose codes are held
+BAND = 4 << 20  # pixels of a download that are rendered together
+
+
+class Opened:
+    """An image that is open: its name, pixels as the page gets them, and whether they carry alpha."""
+
+    def __init__(self, name, picture):
+        img = picture.for_network()  # (3, h, w), coloured under transparent pixels, too
+        if picture.alpha is not None:
+            img = torch.cat([img, picture.alpha])
+        self.name, self.pixels = name, to_numpy(quantize(img, torch.uint8))  # (h, w, 3 or 4)
+        self.size = self.pixels.shape[:2]
+
+    @property
+    def tensor(self):
+        return torch.from_numpy(self.pixels[..., :3].transpose(2, 0, 1).astype(np.float32) / 255)
+
+    def resized(self, region, size):
+        """The region (x, y, width, height) at size (H, W) by Pillow's bicubic interpolation: (H, W, 3 or 4)."""
+        x, y, w, h = region
+        box = (x, y, min(x + w, self.size[1]), min(y + h, self.size[0]))
+        channels = [Image.fromarray(channel).resize(size[::-1], Image.BICUBIC, box=box)
+                    for channel in np.moveaxis(self.pixels, -1, 0)]
+        return np.stack([np.asarray(channel) for channel in channels], axis=-1)
+
+
+class Viewer:
+    """The models and the images of a running viewer.
+
+    models: {name: path of a checkpoint}, the default first; max_bytes, max_pixels: of an image; gpu: as `load_renderer`
+    takes it; hosts: names under which the page may be asked for, besides localhost and plain addresses.
+    """
+
+    def __init__(self, models, max_bytes=64_000_000, max_pixels=40_000_000, gpu=None, hosts=()):
+        self.models, self.gpu = models, gpu
+        self.max_bytes, self.max_pixels = max_bytes, max_pixels
+        self.hosts = {'localhost', *hosts}
+        self.computing = threading.Lock()  # one model computes at a time
+        self.opening = threading.Lock()  # one file is decoded at a time: a small one can unpack to gigabytes
+        self.renderers = {}  # name -> Renderer, of the models that were used
+        self.pictures = collections.OrderedDict()  # id -> Opened, the least recently used first
+        self.scenes = collections.OrderedDict()  # (id, model) -> Scene, likewise
+
+    def renderer(self, name):
+        """The Renderer of a model by its name. Raises KeyError, UserError for a checkpoint that cannot be used."""
+        if name not in self.renderers:
+            renderer = load_renderer(self.models[name], self.gpu, precision='auto', cell_clip=CLIP)
+            if renderer.device.type == 'cpu' and decodes_grids(renderer.model) and renderer.model.halo is not None:
+                renderer.tile = 6 * TILE  # larger ones keep people waiting for the first tile
+            self.renderers[name] = renderer
+        return self.renderers[name]
+
+    def open(self, name, data=None):
+        """Read an image, of the file `name` or from bytes; its id. Raises UserError."""
+        with self.opening:
+            try:
+                found = Opened(os.path.basename(name), read_picture(name, self.max_pixels, data))
+            except TooLarge as error:
+                raise UserError(f'{error.found}: start the viewer with a larger --max-pixels') from None
+            key = secrets.token_urlsafe(12)
+            self.pictures[key] = found
+            while len(self.pictures) > KEPT:
+                gone, _ = self.pictures.popitem(last=False)
+                for scene in [k for k in self.scenes if k[0] == gone]:
+                    self.scenes.pop(scene, None)
+        return key
+
+    def picture(self, key):
+        """The Opened of an id. Raises KeyError."""
+        self.pictures.move_to_end(key)
+        return self.pictures[key]
+
+    def describe(self, key):
+        found = self.picture(key)
+        return {'id': key, 'name': found.name, 'width': found.size[1], 'height': found.size[0]}
+
+    def about(self, name):
+        """What the page has to know of a model."""
+        with self.computing:
+            renderer = self.renderer(name)
+        return {'name': name, 'kind': type(renderer.model).__name__, 'precision': renderer.precision,
+                'device': renderer.device.type, 'lattice': has_lattice(renderer.model), 'steps': STEPS, 'tile': TILE}
+
+    def tile(self, key, name, row, column, steps, alive):
+        """A tile of the lattice, float16 (rows, columns, 3); None when `alive()` is false once its turn has come."""
+        (h, w) = self.picture(key).size
+        if not (0 <= row < tiles(h) and 0 <= column < tiles(w)):
+            raise UserError(f'tile: found {row},{column}, expected less than {tiles(h)},{tiles(w)}')
+        if steps not in STEPS:
+            raise UserError(f'steps: found {steps}, expected one of {STEPS}')
+        with self.computing:
+            if not alive():
+                return None
+            if not has_lattice(self.renderer(name).model):
+                raise UserError(f'{name} has no lattice, since its decoded image has steps')
+            return lattice_tile(self._scene(key, name), row, column, steps)
+
+    def bands(self, key, name, region, size, alive=lambda: True):
+        """Yield bands of rows, uint8 (rows, W, 3 or 4), of the region (x, y, width, height) in source pixels, rendered
+        exactly at size (H, W). Up to x1 the image is only resized."""
+        found, (x, y, w, h) = self.picture(key), region
+        rows = max(1, min(size[0], BAND // size[1]))
+        for top in range(0, size[0], rows):
+            n = min(rows, size[0] - top)
+            part = (x, y + h * top / size[0], w, h * n / size[0])
+            band = found.resized(part, (n, size[1]))
+            if min(size[0] / h, size[1] / w) > 1:
+                with self.computing:
+                    if not alive():
+                        return
+                    part = (x, part[1], min(w, found.size[1] - x), min(part[3], found.size[0] - part[1]))
+                    band[..., :3] = to_numpy(self._scene(key, name).render((n, size[1]), part, 'uint8'))
+            yield band
+
+    def _scene(self, key, name):
+        if (key, name) not in self.scenes:
+            self.scenes[key, name] = self.renderer(name).open(self.picture(key).tensor)
+            while len(self.scenes) > SCENES:
+                self.scenes.popitem(last=False)
+        self.scenes.move_to_end((key, name))
+        return self.scenes[key, name]
+
+
+def find_models(path=None):
+    """{name: path} of the checkpoint `path`, if given, and of those that come with the project, the default first."""
+    paths = sorted(glob.glob(os.path.join(WEIGHTS, '*', 'model.pth')))
+    found = {os.path.basename(os.path.dirname(p)): p for p in paths}
+    try:
+        with open(os.path.join(WEIGHTS, 'default.txt')) as f:
+            default = f.read().strip()
+    except FileNotFoundError:
+        default = next(iter(found), None)
+    first = {path: path} if path is not None else {default: found[default]} if default in found else {}
+    if not {**first, **found}:
+        raise UserError('no weights come with this copy of the project: name a checkpoint, --model '
+                        'save/.../epoch-last.pth')
+    return {**first, **found}

@@ -1,0 +1,241 @@
+"""What the viewer answers over HTTP, and to whom."""
+import http.server
+import ipaddress
+import json
+import math
+import os
+import select
+import socket
+import threading
+import types
+import urllib.parse
+
+from engine.rendering.png import write_png
+from utils import UserError
+
+
+PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'page')
+TYPES = {'.html': 'text/html', '.css': 'text/css', '.js': 'text/javascript'}
+MAX_SCREEN = 40_000_000  # pixels of a view
+MAX_DOWNLOAD = 1_000_000_000  # pixels of a download
+UPLOADS = 4  # at a time
+SLOWEST = 600  # seconds that sending a file may take
+# Scripts and styles are files of ours, and nothing is fetched from elsewhere.
+POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; " \
+         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """One connection; `viewer` and `uploads` (a semaphore) are set on the class."""
+    protocol_version = 'HTTP/1.1'
+    server_version, sys_version = 'LIIF', ''
+    timeout = 60  # seconds that a connection may be silent, and that the head of a request may take as a whole
+
+    def handle_one_request(self):
+        self.limit(self.timeout)
+        try:
+            super().handle_one_request()
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+        finally:
+            self.deadline.cancel()
+
+    def limit(self, seconds):
+        """Hang up in some seconds, however much has arrived, unless `deadline` is cancelled."""
+        self.deadline = threading.Timer(seconds, self.hang_up)
+        self.deadline.daemon = True
+        self.deadline.start()
+
+    def hang_up(self):
+        try:
+            self.connection.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # gone already
+
+    def do_GET(self):
+        if self.headers.get('Content-Length', '0') != '0' or 'Transfer-Encoding' in self.headers:
+            self.close_connection = True  # or what follows would be read as the next request
+        self.answer({'/start': self.start, '/model': self.model, '/source': self.source, '/tile': self.tile,
+                     '/render': self.render, **self.files})
+
+    def do_POST(self):
+        self.answer({'/pictures': self.upload})
+
+    def answer(self, routes):
+        self.deadline.cancel()
+        self.begun = False
+        try:
+            url = urllib.parse.urlsplit(self.path)
+            self.query = dict(urllib.parse.parse_qsl(url.query))
+        except ValueError:
+            return self.refuse(400, 'the address cannot be read')
+        if not trusted(self.headers.get('Host', ''), self.viewer.hosts):
+            return self.refuse(403, 'this page answers under its own address only')
+        if url.path != '/' and self.is_foreign():  # a link to the page is fine
+            return self.refuse(403, 'other sites are not answered')
+        if url.path not in routes:
+            return self.refuse(404, 'there is no such page')
+        try:
+            routes[url.path]()
+        except KeyError:
+            self.refuse(410, 'this image is no longer open: open it again')
+        except ValueError as error:
+            self.refuse(400, str(error))
+        except (BrokenPipeError, ConnectionResetError, TimeoutError):
+            self.close_connection = True  # nobody listens any more
+
+    def is_foreign(self):
+        """Whether a page of another site sent this request."""
+        if self.headers.get('Sec-Fetch-Site', 'none') not in ('none', 'same-origin'):
+            return True
+        origin = self.headers.get('Origin')
+        try:
+            return bool(origin) and urllib.parse.urlsplit(origin).netloc != self.headers.get('Host')
+        except ValueError:
+            return True
+
+    # Answers.
+
+    @property
+    def files(self):
+        names = {**{'/' + name: name for name in os.listdir(PAGE)}, '/': 'index.html', '/engine.js': 'remote.js'}
+        return {path: lambda name=name: self.file(name) for path, name in names.items()}
+
+    def file(self, name):
+        with open(os.path.join(PAGE, name), 'rb') as f:
+            kind = TYPES[os.path.splitext(name)[1]] + '; charset=utf-8'
+            self.send(f.read(), kind, {'Content-Security-Policy': POLICY})
+
+    def start(self):
+        viewer = self.viewer
+        wanted = self.query.get('id')  # of a link to a view
+        found = wanted if wanted in viewer.pictures else next(reversed(viewer.pictures), None)
+        self.send_json({'picture': viewer.describe(found) if found else None, 'models': list(viewer.models),
+                        'gone': bool(wanted) and found != wanted, 'max_bytes': viewer.max_bytes,
+                        'max_download': MAX_DOWNLOAD})
+
+    def model(self):
+        self.send_json(self.viewer.about(self.query['name']))
+
+    def source(self):
+        pixels = self.viewer.picture(self.query['id']).pixels
+        self.send_png([pixels], pixels.shape[:2], pixels.shape[2])
+
+    def tile(self):
+        place = (int(self.number(name)) for name in ('row', 'column', 'steps'))
+        data = self.viewer.tile(self.query['id'], self.query['model'], *place, self.listened)
+        self.send(data.tobytes(), 'application/octet-stream')
+
+    def render(self):
+        picture = self.viewer.picture(self.query['id'])
+        saved = self.query.get('save') == '1'
+        region, size = self.view(picture, MAX_DOWNLOAD if saved else MAX_SCREEN)
+        headers = {}
+        if saved:
+            stem = ''.join(c if c.isascii() and (c.isalnum() or c in '-_.') else '_'
+                           for c in os.path.splitext(picture.name)[0]) or 'image'
+            headers['Content-Disposition'] = f'attachment; filename="{stem}-{size[1]}x{size[0]}.png"'
+        model = self.query['model']
+        if model not in self.viewer.models:
+            raise KeyError(model)
+        bands = self.viewer.bands(self.query['id'], model, region, size, self.listened)
+        self.send_png(bands, size, picture.pixels.shape[2], headers)
+
+    def upload(self):
+        length = self.headers.get('Content-Length', '')
+        length = int(length) if length.isascii() and length.isdigit() else -1
+        if not 0 < length <= self.viewer.max_bytes:
+            raise UserError(f'found a file of {max(length, 0) / 1e6:.1f} MB, expected at most '
+                            f'{self.viewer.max_bytes / 1e6:.0f} MB (--max-upload)')
+        if not self.uploads.acquire(blocking=False):
+            return self.refuse(503, 'other images are being opened: try again in a moment')
+        try:
+            self.limit(SLOWEST)
+            data = self.rfile.read(length)
+            self.deadline.cancel()
+            if len(data) < length:
+                raise UserError('the file was cut off on its way: send it again')
+            self.send_json(self.viewer.describe(self.viewer.open(self.query.get('name') or 'image', data)))
+        finally:
+            self.uploads.release()
+
+    # Reading and writing.
+
+    def number(self, name):
+        value = float(self.query[name] if name in self.query else 'nan')
+        if not math.isfinite(value):
+            raise UserError(f'{name}: found {self.query.get(name)}, expected a number')
+        return value
+
+    def view(self, picture, most):
+        """((x, y, w, h) in source pixels, (H, W)) of a request, checked."""
+        x, y, w, h = (self.number(name) for name in ('x', 'y', 'w', 'h'))
+        height, width = picture.size
+        size = int(self.number('rows')), int(self.number('columns'))
+        if min(size) < 1 or size[0] * size[1] > most:
+            raise UserError(f'found {size[1]}x{size[0]} pixels, expected at least 1 each and at most '
+                            f'{most // 10 ** 6} million together')
+        if not (x >= 0 and y >= 0 and min(w, h) > 0 and x + w <= width + 1e-6 and y + h <= height + 1e-6):
+            raise UserError(f'region: found {x},{y},{w},{h}, expected a part of {width}x{height} pixels')
+        return (x, y, min(w, width - x), min(h, height - y)), size
+
+    def begin(self, kind, headers, code=200):
+        """The head of an answer."""
+        self.begun = True
+        self.send_response(code)
+        for key, value in {'Content-Type': kind, 'Cache-Control': 'no-store', 'X-Content-Type-Options': 'nosniff',
+                           'Referrer-Policy': 'no-referrer', 'Cross-Origin-Resource-Policy': 'same-origin',
+                           **headers}.items():
+            self.send_header(key, str(value))
+        self.end_headers()
+
+    def send_png(self, bands, size, channels, headers=()):
+        """A PNG of unknown length, while it is made. One that ends early is seen to be incomplete."""
+        self.begin('image/png', {'Transfer-Encoding': 'chunked', **dict(headers)})
+        write_png(types.SimpleNamespace(
+            write=lambda data: self.wfile.write(b'%x\r\n%b\r\n' % (len(data), data)) if len(data) else None),
+            bands, size, channels, 8)
+        self.wfile.write(b'0\r\n\r\n')
+
+    def send(self, data, kind, headers=(), code=200):
+        self.begin(kind, {'Content-Length': len(data), **dict(headers)}, code)
+        self.wfile.write(data)
+
+    def send_json(self, value, code=200):
+        self.send(json.dumps(value).encode(), 'application/json', code=code)
+
+    def refuse(self, code, message):
+        self.close_connection = True  # a body that was not read may follow
+        if not self.begun:
+            self.send_json({'error': message}, code)
+
+    def listened(self):
+        """True; ConnectionResetError once the browser has hung up, which it does when the view moves."""
+        if select.select([self.connection], [], [], 0)[0] and not self.connection.recv(1, socket.MSG_PEEK):
+            raise ConnectionResetError
+        return True
+
+    def log_message(self, *args):
+        pass
+
+
+def trusted(host, names):
+    """Whether a Host header is one of ours: a plain address, or one of the names. Any other name could be made to point
+    here by a stranger's page (DNS rebinding), which could then read the images."""
+    try:
+        name = urllib.parse.urlsplit('//' + host).hostname or ''
+        return name in names or bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
+
+
+def make_server(viewer, host='127.0.0.1', port=0):
+    """A server that answers for the viewer, bound but not yet running. Raises UserError."""
+    family = socket.AF_INET6 if ':' in host else socket.AF_INET
+    server = type('Server', (http.server.ThreadingHTTPServer,), {'address_family': family, 'daemon_threads': True})
+    handler = {'viewer': viewer, 'uploads': threading.BoundedSemaphore(UPLOADS)}
+    try:
+        return server((host, port), type('ViewerHandler', (Handler,), handler))
+    except (OSError, OverflowError) as error:
+        raise UserError(f'{host}:{port} cannot be listened at ({getattr(error, "strerror", None) or error}): choose '
+                        f'another --port (0: any that is free) or --host') from error
