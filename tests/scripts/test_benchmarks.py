@@ -2,11 +2,15 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 
+import pytest
+
 from benchmarks import lr_kernels, table, worker
 from tests.common import ROOT
+from tests.image_files import folder
 
 
 def run(*arguments, **options):
@@ -27,20 +31,36 @@ def read(*path):
         return f.read()
 
 
-def test_quick_run_writes_results_and_tables(tmp_path):
-    path = tmp_path / 'results.json'
-    done = run('--quick', '--device', 'cpu', '--output', str(path), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    results = json.loads(path.read_text())
+@pytest.mark.skipif(shutil.which('bash') is None, reason='needs bash')
+def test_everything_for_a_machine_with_a_gpu(tmp_path):
+    """benchmarks/gpu.sh at tiny sizes on the CPU: tests, all measurements, two ranks, a training; then nothing again."""
+    for part, names in (('train', 'abcd'), ('valid', 'e')):
+        folder(tmp_path / part, [f'{name}.png' for name in names], size=(60, 70))
+    output = tmp_path / 'out'
+    command = ['bash', os.path.join(ROOT, 'benchmarks', 'gpu.sh'), str(tmp_path), '--output', str(output), '--device',
+               'cpu', '--quick']
+    environment = {**os.environ, 'PYTHON': sys.executable}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert 'loss of one process' in done.stdout and 'passed' in (output / 'tests.log').read_text()
+    assert (output / 'save' / 'gpu-20min' / 'epoch-last.pth').exists()
+    assert_quick_results(json.loads((output / 'speed.json').read_text()), done.stdout)
+    again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert again.returncode == 0 and again.stdout.count('done before') == 4
+    wrong = subprocess.run([*command[:2], str(output)], capture_output=True, text=True, env=environment)
+    assert wrong.returncode == 2 and wrong.stderr.startswith('error: ') and wrong.stderr.count('\n') == 1
+
+
+def assert_quick_results(results, printed):
     for name in table.TABLES:
         assert results[name]['quick'] and all(map(math.isfinite, numbers(results[name]))), name
     for case in results['decode']['result']['cases']:
         assert case['float32']['ratio'] > 0 and case['bf16']['share_of_product'] > 0
     assert len(results['train']['result']['profile']['float32']) == 10
-    blocks = [block.strip().split('\n') for block in done.stdout.split('\n\n') if block.startswith('|')]
+    assert table.report(results) in printed and 'nan' not in table.report(results)
+    blocks = [block.strip().split('\n') for block in table.report(results).split('\n\n') if block.startswith('|')]
     assert len(blocks) == sum(map(len, table.TABLES.values()))
     assert all(len(lines) > 2 and len({line.count('|') for line in lines}) == 1 for lines in blocks)
-    assert 'nan' not in done.stdout
     del results['memory']
     assert 'memory: not measured' in table.report(results)
 
