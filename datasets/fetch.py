@@ -262,7 +262,7 @@ DECOMPRESSORS = {b'\x1f\x8b': gzip.open, b'BZh': bz2.open, b'\xfd7zXZ\0': lzma.o
 
 
 class _Headers:
-    """A file of which tarfile reads at most `limit` bytes at once: headers (names, comments) that claim more are bombs."""
+    """A file of which tarfile reads at most `limit` bytes at once: larger headers (names, comments) are bombs."""
 
     def __init__(self, file):
         self.file, self.limit = file, BLOCK

@@ -1,4 +1,4 @@
-"""A GPU computes what the CPU does: forward, grids, rendering, a training step. LIIF_TEST_DEVICE names another device."""
+"""A GPU computes what the CPU does: forward, grids, rendering, training steps. LIIF_TEST_DEVICE: another device."""
 import os
 
 import pytest

@@ -33,7 +33,7 @@ def read(*path):
 
 @pytest.mark.skipif(shutil.which('bash') is None, reason='needs bash')
 def test_everything_for_a_machine_with_a_gpu(tmp_path):
-    """benchmarks/gpu.sh at tiny sizes on the CPU: tests, all measurements, two ranks, a training; then nothing again."""
+    """benchmarks/gpu.sh at tiny sizes on the CPU: tests, measurements, two ranks, a training; then nothing again."""
     for part, names in (('train', 'abcd'), ('valid', 'e')):
         folder(tmp_path / part, [f'{name}.png' for name in names], size=(60, 70))
     output = tmp_path / 'out'

@@ -93,12 +93,3 @@ def test_shift_settles_ties(monkeypatch):
     assert [both_neighbours(n, s) for n in (48, 100, 171) for s in (3, 5, 7)] == [0] * 9
     monkeypatch.setattr(decode, 'SHIFT', 0)
     assert both_neighbours(48, 3) > 5
-
-
-def test_unflipped_coordinates():
-    """The example of the page: (-0.5, 0.67) in 2 x 3 is row 0, column 2; unflipped, row 1, column 0."""
-    index = torch.arange(6.).view(1, 1, 2, 3)
-    coord = torch.tensor([-0.5, 0.67]).view(1, 1, 1, 2)
-    found = [torch.nn.functional.grid_sample(index, grid, mode='nearest', align_corners=False).item()
-             for grid in (coord.flip(-1), coord)]
-    assert found == [2, 3]
