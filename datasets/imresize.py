@@ -105,38 +105,42 @@ def make_lr_folder(hr_folder, lr_folder, scales, kernel='matlab', workers=None, 
     if kernel not in KERNELS:
         raise UserError(f'the kernel is one of {", ".join(KERNELS)}, found {kernel!r}')
     names = list_images(hr_folder)
-    stems = {}
-    for name in names:
-        other = stems.setdefault(os.path.splitext(name)[0], name)
-        if other != name:
-            raise UserError(f'{hr_folder} holds both {other} and {name}, whose low-resolution images would have '
-                            f'one name: remove or rename one')
     for scale in scales:
         os.makedirs(os.path.join(lr_folder, 'X' + scale_name(scale)), exist_ok=True)
     if workers is None:  # a worker takes seconds to start
         workers = min(cores(), len(names) // 16)
     jobs = [(os.path.join(hr_folder, name), lr_folder, scales, kernel, overwrite) for name in names]
     made, kept, bad = 0, 0, []
-    with tqdm(total=len(jobs), desc=f'{hr_folder} -> {lr_folder}', unit='image', disable=None) as bar:
-        for result in in_processes(_make_lr, jobs, workers):
-            made, kept, bad = made + result[0], kept + result[1], bad + result[2]
-            bar.update()
+    for result in in_processes(_make_lr, jobs, workers, f'{hr_folder} -> {lr_folder}'):
+        made, kept, bad = made + result[0], kept + result[1], bad + result[2]
     return made, kept, sorted(bad)
 
 
 def list_images(folder):
-    """Names of the image files in a folder, sorted; hidden and other files are left out. UserError for none."""
+    """Names of the image files in a folder, sorted; hidden and other files are left out.
+
+    Raises UserError for none, and for two that differ in their suffix only: what is made of them would get one name.
+    """
     if not os.path.isdir(folder):
         raise UserError(f'there is no folder {folder}: give the one that holds the high-resolution images')
     names = sorted(name for name in os.listdir(folder)
                    if os.path.splitext(name)[1].lower() in FORMATS and not name.startswith('.'))
     if not names:
         raise UserError(f'{folder} holds no images ({" ".join(FORMATS)})')
+    for one, other in itertools.pairwise(sorted(names, key=os.path.splitext)):
+        if os.path.splitext(one)[0] == os.path.splitext(other)[0]:
+            raise UserError(f'{folder} holds both {one} and {other}, and what is made of them would have one name: '
+                            f'remove or rename one')
     return names
 
 
-def in_processes(function, jobs, workers):
-    """Yield function(*job) as jobs finish: in this process for fewer than two workers."""
+def in_processes(function, jobs, workers, label):
+    """Yield function(*job) as jobs finish, with a progress bar; in this process for fewer than two workers."""
+    total = len(jobs) if hasattr(jobs, '__len__') else None
+    yield from tqdm(_finished(function, jobs, workers), total=total, desc=label, unit='image', disable=None)
+
+
+def _finished(function, jobs, workers):
     if workers < 2:
         for job in jobs:
             yield function(*job)

@@ -207,12 +207,8 @@ def celeba_hq(args):
 
 def run_jobs(function, jobs, folder, args):
     """Call function(*job) for all jobs, in processes; a list of the problems that it returned."""
-    problems = []
-    with tqdm(desc=f'-> {folder}', unit='image', disable=None) as bar:
-        for problem in in_processes(function, jobs, cores() if args.workers is None else args.workers):
-            problems += [problem] if problem else []
-            bar.update()
-    return problems
+    workers = cores() if args.workers is None else args.workers
+    return [problem for problem in in_processes(function, jobs, workers, f'-> {folder}') if problem]
 
 
 def resize_square(name, data, paths):

@@ -2,7 +2,7 @@
 
     python scripts/upscale_onnx.py photo.png --graphs onnx --scale 4 --output large.png
 
-Copy this file and the graphs anywhere; nothing else of the project is needed.
+Copy this file and the graphs anywhere; nothing else of the project is needed. Transparency is kept.
 """
 import argparse
 import os
@@ -48,12 +48,26 @@ def centres(n):
     return np.float32(-1 + r) + np.float32(2 * r) * np.arange(n, dtype=np.float32)
 
 
-def save(image, path):
-    """Write to a file beside `path`, then rename, so that no partial file is ever seen."""
+def read(path):
+    """(uint8 (h, w, 3), alpha as an image or None); turned upright."""
+    with Image.open(path) as file:
+        image = ImageOps.exif_transpose(file)
+        alpha = image.convert('RGBA').getchannel('A') if image.has_transparency_data else None
+        return np.asarray(image.convert('RGB')), alpha
+
+
+def save(image, alpha, path):
+    """Write to a temporary file in the same folder, then rename it, so that no partial file is ever seen.
+
+    alpha: enlarged with PIL's bicubic, and left out of JPEG, which has none.
+    """
+    image = Image.fromarray(image)
+    if alpha is not None and not path.lower().endswith(('.jpg', '.jpeg')):
+        image.putalpha(alpha.resize(image.size, Image.BICUBIC))
     suffix = os.path.splitext(path)[1]
     with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(path)), prefix='.upscale') as folder:
         temporary = os.path.join(folder, 'image' + suffix)
-        Image.fromarray(image).save(temporary)
+        image.save(temporary)
         os.replace(temporary, path)
 
 
@@ -68,15 +82,14 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     try:
-        with Image.open(args.image) as file:
-            image = np.asarray(ImageOps.exif_transpose(file).convert('RGB'))
+        image, alpha = read(args.image)
         if args.scale is not None:
             height, width = (round(n * args.scale) for n in image.shape[:2])
         else:
             height, width = (int(n) for n in args.resolution.split(','))
         if min(height, width) < 1:
             raise ValueError(f'the output would be {width}x{height} pixels, wanted at least 1 each')
-        save(upscale(*load(args.graphs), image, (height, width)), args.output)
+        save(upscale(*load(args.graphs), image, (height, width)), alpha, args.output)
     except Exception as error:
         # What the user can mend: files, sizes, graphs (onnxruntime's errors have no common class).
         if not isinstance(error, (OSError, ValueError, OverflowError)) \

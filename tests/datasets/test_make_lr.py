@@ -14,7 +14,7 @@ from tests.common import ROOT
 from utils import UserError
 
 
-DATA = os.path.join(os.environ.get('LIIF_DATA', os.path.join(ROOT, '..', 'shared', 'data')), 'benchmark')
+DATA = os.path.join(os.environ.get('LIIF_DATA', os.path.join(ROOT, 'load')), 'benchmark')
 
 
 def picture(h, w, channels=3, seed=0):

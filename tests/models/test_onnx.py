@@ -84,6 +84,15 @@ def test_upscale_without_pytorch(graphs):
     scene = load_renderer(str(graphs / 'model.pth'), gpu='cpu').open(to_tensor(photo))
     wanted = to_numpy(scene.render((160, 211), dtype='uint8')).astype(int)
     assert found.shape == wanted.shape and abs(found - wanted).max() <= 1
+    alpha = np.full((33, 47, 1), 200, np.uint8)
+    Image.fromarray(np.concatenate([pixels, alpha], axis=2)).save(photo)
+    for output, mode in ((large, 'RGBA'), (str(graphs / 'large.jpg'), 'RGB')):
+        done = run(output, '--resolution', '160,211')
+        assert done.returncode == 0, done.stderr
+        with Image.open(output) as image:
+            assert image.mode == mode
+            if mode == 'RGBA':
+                assert np.array_equal(np.asarray(image)[..., :3], found) and (np.asarray(image)[..., 3] == 200).all()
     for output, size in ((large, '0,5'), (large + '.what', '5,5'), (str(graphs / 'missing' / 'a.png'), '5,5')):
         done = run(output, '--resolution', size)
         assert done.returncode == 2 and done.stderr.startswith('error: ') and done.stderr.count('\n') == 1

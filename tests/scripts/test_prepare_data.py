@@ -24,7 +24,7 @@ from tests.common import ROOT
 from utils import UserError
 
 
-DATA = os.path.join(os.environ.get('LIIF_DATA', os.path.join(ROOT, '..', 'shared', 'data')), 'benchmark')
+DATA = os.path.join(os.environ.get('LIIF_DATA', os.path.join(ROOT, 'load')), 'benchmark')
 
 
 def png(h, w, seed=0):

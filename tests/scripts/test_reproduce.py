@@ -112,7 +112,8 @@ def test_signals_reach_the_training_once_and_it_may_finish(tmp_path):
                      'signal.signal(signal.SIGTERM, lambda *_: count.append(1))\n'
                      f'pathlib.Path({str(tmp_path / "ready")!r}).touch()\n'
                      'while not count:\n    time.sleep(0.05)\n'
-                     'time.sleep(1)\n'
+                     f'pathlib.Path({str(tmp_path / "stopping")!r}).touch()\n'
+                     f'while not pathlib.Path({str(tmp_path / "may_end")!r}).exists():\n    time.sleep(0.01)\n'
                      f'pathlib.Path({str(tmp_path / "saved")!r}).write_text(str(len(count)))\n'
                      'sys.exit(143)\n')
     parent = subprocess.Popen([sys.executable, '-c',
@@ -122,4 +123,9 @@ def test_signals_reach_the_training_once_and_it_may_finish(tmp_path):
         assert parent.poll() is None
         time.sleep(0.05)
     parent.send_signal(signal.SIGTERM)
+    while not (tmp_path / 'stopping').exists():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    assert parent.poll() is None  # it waits for the training
+    (tmp_path / 'may_end').touch()
     assert parent.wait(timeout=60) == 143 and (tmp_path / 'saved').read_text() == '1'
