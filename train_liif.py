@@ -22,17 +22,22 @@ A config names the data, the model, the optimizer and the length of the run (doc
     optimizer: {name: adam, args: {lr: 1e-4}}
     epoch_max: 100
 """
+import contextlib
+import logging
 import os
 import sys
 
 from engine import distributed
-from engine.checkpoint import load_checkpoint, parse_checkpoint, read_file
+from engine.checkpoint import parse_checkpoint, read_file
 from engine.config import load_config
-from engine.training.run_folder import RunFolder, folder_name
 from engine.runtime import Parser, parse_gpus, run_program, select_device
-from engine.training.state import agree
 from engine.training.loop import train
+from engine.training.run_folder import RunFolder, folder_name
+from engine.training.state import check_resumable
 from utils import UserError
+
+
+log = logging.getLogger('liif')
 
 
 def main(argv=None):
@@ -43,7 +48,7 @@ def main(argv=None):
     parser.add_argument('--gpu', help="a GPU's number, several such as 0,1, or cpu; the first one there when absent")
     parser.add_argument('--resume', action='store_true', help="go on from the run folder's newest usable checkpoint")
     parser.add_argument('--overwrite', action='store_true', help='delete what an earlier run left in the run folder')
-    parser.add_argument('--init', metavar='MODEL', help='start from the weights of this checkpoint (fine-tuning)')
+    parser.add_argument('--init', metavar='MODEL', help='start from the weights of this checkpoint; the key init')
     parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='override a key of the config')
     parser.add_argument('--allow-change', action='append', default=[], metavar='KEY',
                         help='a key that may differ from the run that is resumed, such as epoch_max')
@@ -57,40 +62,47 @@ def main(argv=None):
     if len(devices) > 1 and distributed.world() == 1:
         sys.exit(distributed.launch(len(devices)))
     device = select_device(args.gpu)
-    init = load_checkpoint(args.init) if args.init else None
-    folder = RunFolder(folder_name(args.config, args.name, args.tag), args.resume, args.overwrite)
+    config['init'] = args.init or config['init']
+    with contextlib.closing(RunFolder(folder_name(args.config, args.name, args.tag), args.resume,
+                                      args.overwrite)) as folder:
+        number = run(config, folder, device, args)
+    if number is not None:
+        sys.exit(128 + number)
+
+
+def run(config, folder, device, args):
+    """Begin or resume; returns the number of the signal that stopped it, or None."""
     path, data = checkpoint_to_resume(config, folder, args)
-    if data is not None:
-        agree(config, parse_checkpoint(data, path), path, args.allow_change)  # complains before others wait for it
+    if data is not None:  # a mistake is reported before other processes wait for this one
+        check_resumable(config, parse_checkpoint(data, path), path, args.allow_change)
     distributed.join(device)
 
     data, checkpoint = distributed.from_first(data, device), None
     if data is not None:
         checkpoint = parse_checkpoint(data, path)
-        config = agree(config, checkpoint, path, args.allow_change)
-    number = train(config, folder, device, checkpoint, init, args.workers)
-    if number is not None:
-        sys.exit(128 + number)
+        config = check_resumable(config, checkpoint, path, args.allow_change)
+    return train(config, folder, device, checkpoint, args.workers)
 
 
 def checkpoint_to_resume(config, folder, args):
     """(path, bytes) of the checkpoint to go on from, in process 0; (None, None) to begin."""
-    if not folder.active:
+    if not folder.is_main:
         return 'of process 0', None
     if args.resume:
         found = folder.newest()
         if found is not None:
-            folder.log(f'resuming from {found[0]}')
+            log.info(f'resuming from {found[0]}')
             return found
-        folder.log(f'nothing to resume in {folder.path}: beginning')
+        log.info(f'nothing to resume in {folder.path}: beginning')
     if config['resume'] is None:
         return None, None
     if not os.path.exists(config['resume']):
-        folder.log(f'WARNING: resume: there is no file {config["resume"]}, so training begins anew')
+        log.warning(f'resume: there is no file {config["resume"]}, so training begins anew')
         return None, None
-    if args.init:
-        raise UserError('--init and the key resume of the config exclude each other: weights only, or all of it')
-    folder.log(f'resuming from {config["resume"]}')
+    if config['init']:
+        raise UserError(f'init {config["init"]} and resume {config["resume"]} exclude each other: start from weights, or '
+                        f'resume a run')
+    log.info(f'resuming from {config["resume"]}')
     return config['resume'], read_file(config['resume'])
 
 

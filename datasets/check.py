@@ -1,5 +1,8 @@
 """Looking data over before it is used."""
+import os
+
 import numpy as np
+import torch
 
 from utils import UserError
 
@@ -38,3 +41,33 @@ def check_headers(wrapper, on_bad_image='stop', most=10_000):
                f'on_bad_image: skip)' if len(bad) > 1 else ''
         raise UserError(bad[0] + rest)
     return bad
+
+
+def file_list(wrapper):
+    """The files of a wrapper's image set, for `changes`: {names: paths joined by NUL, numbers: int64 (N, 2), size in
+    bytes and time of the last change in ns}. Empty for an image set that does not tell its files."""
+    images = getattr(wrapper, 'dataset', wrapper)
+    if not hasattr(images, 'path') or not hasattr(images, 'distinct'):
+        return {'names': '', 'numbers': torch.zeros(0, 2, dtype=torch.int64)}
+    paths = [images.path(i) for i in range(images.distinct)]
+    paths = [path for group in paths for path in ((group,) if isinstance(group, str) else group)]
+    numbers = []
+    for path in paths:
+        try:
+            found = os.stat(path)
+            numbers.append((found.st_size, found.st_mtime_ns))
+        except OSError:  # reported when it is read
+            numbers.append((-1, -1))
+    return {'names': '\0'.join(paths), 'numbers': torch.tensor(numbers, dtype=torch.int64).view(-1, 2)}
+
+
+def changes(before, now):
+    """What differs between two results of `file_list`, a line each. before: None for a checkpoint without one."""
+    if not before or not before.get('names'):
+        return []
+    was, are = (dict(zip(found['names'].split('\0'), found['numbers'].tolist())) for found in (before, now))
+    groups = {'removed': [name for name in was if name not in are], 'added': [name for name in are if name not in was],
+              'altered': [name for name in are if name in was and was[name][0] != are[name][0]],
+              'written again (same size, other time)': [name for name in are if name in was and was[name] != are[name]
+                                                        and was[name][0] == are[name][0]]}
+    return [f'{len(names)} of {len(are)} images {what}, {names[0]} first' for what, names in groups.items() if names]

@@ -14,6 +14,7 @@ import contextlib
 import glob
 import hashlib
 import io
+import logging
 import os
 import re
 import zipfile
@@ -30,11 +31,17 @@ from utils import UserError, atomic_write
 # Normalizations: of the published configs, which checkpoints without `data_norm` were trained with; and none.
 PUBLISHED_NORM = {part: {'sub': [0.5], 'div': [0.5]} for part in ('inp', 'gt')}
 IDENTITY_NORM = {part: {'sub': [0.0], 'div': [1.0]} for part in ('inp', 'gt')}
+log = logging.getLogger('liif')
 LEGACY_MAGIC = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # how torch.save began files before torch 1.6
+MAX_NORM = 1e6  # of the numbers of data_norm; pixels lie in [0, 1]
 LAST, PREVIOUS = 'epoch-last.pth', 'epoch-last.prev.pth'
 SUMS = 'SHA256SUMS'
 WEIGHTS = os.path.join(ROOT, 'weights')  # trained weights, weights/<name>/model.pth
 PUBLISHED = 'published'  # the name there of the authors' weights, which do not come with the project
+
+
+class Unreadable(UserError):
+    """A file that the system does not give right now, which says nothing about what is in it."""
 
 
 # Writing.
@@ -61,8 +68,8 @@ def save_checkpoint(path, checkpoint, previous=None):
 
 def load_checkpoint(path):
     """The checkpoint in a file of ours or of the published code, on the CPU. Raises UserError for a file that is
-    missing, damaged, cut short, something else, or that would execute code; and for one that is not what the SHA256SUMS
-    beside it says, as the weights that come with the project have."""
+    missing, damaged, cut short, something else, or that would execute code; and for one that does not match the file SHA256SUMS
+    in its folder, which the weights that come with the project have."""
     return parse_checkpoint(read_file(path), path)
 
 
@@ -96,7 +103,8 @@ def read_file(path):
     except FileNotFoundError:
         raise UserError(f'checkpoint {path} does not exist: correct the path') from None
     except (OSError, ValueError) as error:
-        raise UserError(f'checkpoint {path} cannot be read ({getattr(error, "strerror", None) or error})') from None
+        raise Unreadable(f'checkpoint {path} cannot be read ({getattr(error, "strerror", None) or error}): it may be '
+                         f'intact, so try again once the disk or the network answers') from None
     check_sum(data, path)
     return data
 
@@ -132,8 +140,8 @@ def check_sum(data, path):
         return
     found = hashlib.sha256(data).hexdigest()
     if wanted.get(name, found) != found:
-        raise UserError(f'{path} is not the file that {os.path.join(folder, SUMS)} tells of (its SHA-256 is '
-                        f'{found[:12]}..., wanted {wanted[name][:12]}...): restore it, git checkout -- {path}')
+        raise UserError(f'{path} does not match {os.path.join(folder, SUMS)} (its SHA-256 is {found[:12]}..., wanted '
+                        f'{wanted[name][:12]}...): restore it, git checkout -- {path}')
 
 
 def check_archive(data, path):
@@ -146,6 +154,8 @@ def check_archive(data, path):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
                 raise UserError(f'{path} is a compressed archive, not a checkpoint: unpack it first')
+            if sum(info.file_size for info in archive.infolist()) > len(data):  # they overlap; each would be read
+                raise UserError(f'{path} is not a checkpoint: its parts are larger than the file; do not use it')
             bad = archive.testzip()
     except UserError:
         raise
@@ -195,7 +205,8 @@ def check_norm(norm, path):
     def fits(part):
         return isinstance(part, dict) and all(
             isinstance(part.get(key), list) and len(part[key]) in (1, 3)
-            and all(isinstance(v, (int, float)) for v in part[key]) for key in ('sub', 'div')) and 0 not in part['div']
+            and all(isinstance(v, (int, float)) and abs(v) <= MAX_NORM for v in part[key])
+            for key in ('sub', 'div')) and 0 not in part['div']
     if norm is not None and not (isinstance(norm, dict) and fits(norm.get('inp')) and fits(norm.get('gt'))):
         raise UserError(f'checkpoint {path}: its data_norm is not {{inp, gt: {{sub: [...], div: [...]}}}}; do not use '
                         f'it')
@@ -239,10 +250,11 @@ def at_most(parameters, numbers):
 
 # Which to resume from.
 
-def find_resume(folder, say=print):
+def find_resume(folder):
     """The newest usable checkpoint of a run folder: (path, bytes), or None when it holds none at all.
 
-    A damaged one is named through `say` and the one before it is taken; UserError when all are damaged.
+    A damaged one is named in the log and the one before it is taken; UserError when all are damaged, and at once when
+    one cannot be read, since it may be intact.
     """
     numbered = [(int(match.group(1)), match.group()) for match in
                 (re.fullmatch(r'epoch-(\d+)\.pth', name) for name in os.listdir(folder)) if match]
@@ -256,9 +268,11 @@ def find_resume(folder, say=print):
             data = read_file(path)
             parse_checkpoint(data, path)
             return path, data
+        except Unreadable:
+            raise
         except UserError as error:
             problems.append(str(error))
-            say(f'passing over a checkpoint: {error}')
+            log.warning(f'passing over a checkpoint: {error}')
     if problems:
         raise UserError(f'no checkpoint in {folder} is usable ({problems[0]}); start again with --overwrite')
     return None

@@ -27,6 +27,11 @@ def rank():
     return int(os.environ.get('RANK', 0))
 
 
+def is_main():
+    """Whether this process is the one that writes files and speaks for all."""
+    return rank() == 0
+
+
 def world():
     """How many processes train together."""
     return int(os.environ.get('WORLD_SIZE', 1))
@@ -37,7 +42,10 @@ def join(device):
     if world() == 1:
         return
     try:
-        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', timeout=TIMEOUT)
+        if device.type == 'cuda':
+            dist.init_process_group('nccl', timeout=TIMEOUT, device_id=device)
+        else:
+            dist.init_process_group('gloo', timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         where = f'{os.environ.get("MASTER_ADDR", "?")}:{os.environ.get("MASTER_PORT", "?")}'
         raise UserError(f'process {rank()} of {world()} cannot reach the others at {where} ({first_line(error)}): '

@@ -19,7 +19,7 @@ from engine.arguments import Parser  # noqa: F401 (programs import it from here)
 from utils import UserError
 
 
-DTYPES = {'float32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+DTYPES = {'float32': torch.float32, 'tf32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -71,7 +71,7 @@ def explain(error):
 
 
 def select_device(gpu=None, announce=True):
-    """The device to compute on, as a torch.device.
+    """The device to compute on, as a torch.device; a CUDA device is made the current one.
 
     gpu: what --gpu says: a number among the GPUs that CUDA_VISIBLE_DEVICES leaves (that variable is never touched),
     'cpu', or, for several processes, one such per process, 'a,b'; default: this process's GPU, else Apple's, else the
@@ -86,9 +86,9 @@ def select_device(gpu=None, announce=True):
                             f'name one' + (f' or {count}' if count > 1 else ''))
         if len(names) == 1 and count > 1 and names != ['cpu']:
             raise UserError(f'--gpu {gpu}: {count} processes would share it; leave --gpu out, and each takes its own')
-        return named_device(names[local] if len(names) > 1 else names[0])
+        return use_device(named_device(names[local] if len(names) > 1 else names[0]))
     if torch.cuda.is_available():
-        return named_device(str(local))
+        return use_device(named_device(str(local)))
     device = torch.device('mps' if torch.backends.mps.is_available() and count == 1 else 'cpu')
     if local == 0 and announce:
         kind = "Apple's GPU (MPS)" if device.type == 'mps' else f'the CPU ({torch.get_num_threads()} threads)'
@@ -128,6 +128,23 @@ def named_device(name):
     return torch.device('cuda', number)
 
 
+def use_device(device):
+    """Make a CUDA device the current one: streams, events, pinned memory and NCCL use the current device unless told
+    otherwise. Returns the device."""
+    if device.type == 'cuda':
+        torch.cuda.set_device(device)
+    return device
+
+
+def copy_to_host(tensor):
+    """Start copying a tensor to the CPU: (the copy, a function that returns once the copy is complete)."""
+    if not tensor.is_cuda:
+        return tensor, lambda: None
+    copy, event = tensor.to('cpu', non_blocking=True), torch.cuda.Event()  # PyTorch allocates the copy pinned
+    event.record(torch.cuda.current_stream(tensor.device))
+    return copy, event.synchronize
+
+
 def describe_device(device):
     if device.type == 'cuda':
         return f'{device} ({torch.cuda.get_device_name(device)})'
@@ -142,15 +159,29 @@ def model_device(model):
 
 
 def autocast(device, precision):
-    """The context in which a model computes in `precision`: None or 'float32', 'bf16', or 'fp16' (not on a CPU)."""
+    """The context in which a model computes in `precision`: None or 'float32', 'tf32', 'bf16', or 'fp16' (not on a
+    CPU). On a CUDA GPU it also settles how float32 products are computed from here on, the backward pass included:
+    as IEEE float32, or rounded to TF32's 10 bits for 'tf32'."""
     precision = precision or 'float32'
     if precision not in DTYPES:
         raise UserError(f'precision: found {precision!r}, wanted one of {", ".join(DTYPES)}')
-    if precision == 'float32':
-        return contextlib.nullcontext()
     if precision == 'fp16' and device.type == 'cpu':
         raise UserError('precision: fp16 is slow and overflows on a CPU; use bf16 there')
+    if device.type == 'cuda':
+        allow_tf32(precision == 'tf32')
+    if DTYPES[precision] is torch.float32:
+        return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def allow_tf32(allow):
+    """Whether float32 convolutions and matrix products of CUDA GPUs may round to TF32. PyTorch's own default differs
+    between the two: convolutions do, matrix products do not."""
+    if hasattr(torch.backends.cudnn, 'conv'):  # torch 2.9; the older switches warn there
+        value = 'tf32' if allow else 'ieee'
+        torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = value
+    else:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allow
 
 
 def keep_freed_memory():
@@ -220,6 +251,9 @@ class StopSignals:
         if number == signal.SIGINT and self.number is not None:
             raise KeyboardInterrupt
         self.number = number
+        if distributed.is_main():  # print() could be what the signal interrupted
+            again = ', Ctrl-C again to stop at once without saving' if number == signal.SIGINT else ''
+            os.write(sys.stderr.fileno(), f'\nstopping after this step{again}\n'.encode())
 
     def asked(self):
         """Whether it is time to stop."""

@@ -74,7 +74,7 @@ class MultiStep:
 DataNorm = Annotated[Norm, '(v - sub) / div of pixels v in [0, 1]; null: v']
 EvalType = Annotated[str, EVAL_TYPE, 'which PSNR; null: all pixels, RGB']
 EvalBsize = Annotated[int, Integer(1), 'queries decoded at once; changes memory, not PSNR']
-Precision = Annotated[str, OneOf('float32', 'bf16', 'fp16'), 'of the network; weights and loss stay float32']
+Precision = Annotated[str, OneOf('float32', 'tf32', 'bf16', 'fp16'), 'of the network; weights and loss: float32']
 Seed = Annotated[int, Integer(0, 2 ** 63 - 1), 'determines every random choice']
 
 

@@ -17,7 +17,7 @@ import sys
 
 from _path import ROOT
 
-from engine.checkpoint import LAST, SUMS, load_checkpoint, save_checkpoint
+from engine.checkpoint import LAST, SUMS, load_checkpoint, save_checkpoint, choose_weights
 from engine.training.run_folder import CONFIG, LOG
 from engine.runtime import Parser, run_program
 from utils import UserError, atomic_write, replace_between
@@ -39,11 +39,8 @@ def main(argv=None):
     done, wanted = checkpoint['epoch'], checkpoint['config']['epoch_max']
     if done < wanted:
         raise UserError(f'{path} has {done} of {wanted} epochs: train to the end first (--resume)')
-    if args.ema and not checkpoint.get('ema'):
-        raise UserError(f'{path} holds no averaged weights: leave --ema out')
-    weights = checkpoint['ema'] if args.ema else checkpoint['model']['sd']
     weights = {name: value.float().contiguous() if value.is_floating_point() else value
-               for name, value in weights.items()}
+               for name, value in choose_weights(checkpoint, path, args.ema)['sd'].items()}
     log, config = (read(os.path.join(args.run, name)) for name in (LOG, CONFIG))
     known = {'run': os.path.basename(os.path.abspath(args.run)).lstrip('_'), **facts(checkpoint, log, args.ema)}
 

@@ -1,87 +1,46 @@
-"""Kill, starve, damage and misconfigure training runs, thousands of times, and check that nothing comes of it:
+"""Repeat the random tests of interrupted, starved, damaged and misconfigured training runs with new seeds:
 
     python scripts/torture.py --minutes 60
 
-The cases are those of tests/training/test_resume.py and tests/engine/test_checkpoint.py with other seeds (see docs/reliability.md).
-A case that breaks a promise is printed with its seed, its folder is kept, and the exit code is 1.
+The tests are those of docs/reliability.md that take a seed. When one fails, its seed is in the name of the test and its
+folder is kept; the exit code then is 1. Needs pytest.
 """
 import os
-import shutil
+import subprocess
 import sys
-import tempfile
 import time
-import traceback
 
-import _path
+from _path import ROOT
 
-from engine.checkpoint import parse_checkpoint, read_file
 from engine.runtime import Parser, run_program
-from tests import survival
 
 
-def kills(seed, folder):
-    """Ten SIGKILLs in a row at random moments of a random run, resumed to its end."""
-    return survival.kill_case(seed, folder)
+RESUME, CHECKPOINT = 'tests/training/test_resume.py::', 'tests/engine/test_checkpoint.py::'
+CASES = {
+    'kills': RESUME + 'test_kills_anywhere_change_nothing',
+    'signals': RESUME + 'test_signals_anywhere_change_nothing',
+    'disk': RESUME + 'test_a_full_disk_is_one_line_and_the_last_checkpoint_stays',
+    'configs': RESUME + 'test_wrong_configs_run_or_say_in_one_line_why_not',
+    'checkpoints': CHECKPOINT + 'test_damaged_checkpoints_are_refused_or_read_right',
+}
+SEEDS = 5  # in one call of pytest
 
 
-def signals(seed, folder):
-    """SIGTERM and SIGINT at random moments, resumed."""
-    return survival.kill_case(seed, folder, kills=4, numbers=survival.POLITE)
-
-
-def disk(seed, folder):
-    """A disk that is full at a random moment."""
-    return survival.disk_case(seed, folder)
-
-
-def configs(seed, folder):
-    """A config with random mistakes through the program."""
-    return survival.config_case(seed, folder)
-
-
-def checkpoints(seed, folder):
-    """500 random damages to a checkpoint with its training state."""
-    config = survival.tiny_config(survival.make_images(os.path.join(folder, 'images')), epoch_max=1, ema=0.9)
-    survival.write_config(os.path.join(folder, 'c.yaml'), config)
-    code, text = survival.run(folder, '--config', 'c.yaml', '--gpu', 'cpu', '--workers', '0')
-    assert code == 0, text
-    data = read_file(os.path.join(folder, 'save/_c/epoch-last.pth'))
-    wanted = parse_checkpoint(data, 'whole')
-    return [survival.damage_case(500 * seed + i, data, wanted) for i in range(500)].count('refused')
-
-
-CASES = [kills, signals, disk, configs, checkpoints]
-MANY = 10  # broken promises after which it ends
-
-
-def main():
+def main(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument('--minutes', type=float, default=60, help='how long to go on')
-    parser.add_argument('--seed', type=int, default=1000, help='of the first case')
-    parser.add_argument('--only', choices=[case.__name__ for case in CASES], help='one kind of case')
-    args = parser.parse_args()
-    cases = [case for case in CASES if args.only in (None, case.__name__)]
-    made, broken = dict.fromkeys([case.__name__ for case in cases], 0), []
-    scratch, end, seed = tempfile.mkdtemp(prefix='torture-'), time.monotonic() + 60 * args.minutes, args.seed
-    while time.monotonic() < end and len(broken) < MANY:
-        for case in cases:
-            folder = os.path.join(scratch, f'{case.__name__}-{seed}')
-            os.makedirs(folder)
-            made[case.__name__] += 1
-            try:
-                case(seed, folder)
-            except AssertionError:
-                broken.append(folder)
-                print(f'{case.__name__}, seed {seed}, kept in {folder}:\n{traceback.format_exc()}', flush=True)
-            else:
-                shutil.rmtree(folder)
-        seed += 1
-        if (seed - args.seed) % 10 == 0:
-            print(f'{made}, broken: {len(broken)}', flush=True)
-    print(f'{made}, broken: {broken or 0}')
-    if not broken:
-        shutil.rmtree(scratch)
-    sys.exit(1 if broken else 0)
+    parser.add_argument('--minutes', type=float, default=60, help='stop after this time')
+    parser.add_argument('--seed', type=int, default=1000, help='the first seed')
+    parser.add_argument('--only', choices=CASES, help='one kind of case')
+    args = parser.parse_args(argv)
+    tests = [CASES[args.only]] if args.only else list(CASES.values())
+    end, seed = time.monotonic() + 60 * args.minutes, args.seed
+    while time.monotonic() < end:
+        done = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-o', 'tmp_path_retention_policy=failed', *tests],
+                              cwd=ROOT, env={**os.environ, 'LIIF_SEEDS': f'{seed}-{seed + SEEDS - 1}'})
+        if done.returncode:
+            sys.exit(1)
+        seed += SEEDS
+        print(f'seeds {args.seed} to {seed - 1} passed', flush=True)
 
 
 if __name__ == '__main__':

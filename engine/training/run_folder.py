@@ -1,20 +1,29 @@
 """The folder of a run: its log, its config, its curves, its checkpoints. Only process 0 writes."""
 import contextlib
 import glob
+import io
+import logging
 import os
 import shutil
 import time
 
 import torch
 import yaml
+from PIL import Image
 from tqdm import tqdm
 
 from engine import distributed
 from engine.checkpoint import LAST, PREVIOUS, find_resume, save_checkpoint, to_bytes
 from utils import UserError, atomic_write
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
-LOG, CONFIG, CURVES = 'log.txt', 'config.yaml', 'tensorboard'
+
+LOG, CONFIG, CURVES, SAMPLES, LOCK = 'log.txt', 'config.yaml', 'tensorboard', 'samples', 'lock'
+log = logging.getLogger('liif')
 
 
 def folder_name(config_path, name=None, tag=None):
@@ -34,45 +43,79 @@ class RunFolder:
     """
 
     def __init__(self, path, resume=False, overwrite=False):
-        self.path, self.overwrite, self.active = path, overwrite, distributed.rank() == 0
-        self.begun, self.lines, self.curves, self.saved = False, [], None, time.monotonic()
+        self.path, self.overwrite, self.is_main = path, overwrite, distributed.is_main()
+        self.begun, self.curves, self.saved = False, None, time.monotonic()
+        log.handlers = [Terminal(), LogFile(self)] if self.is_main else [Terminal(logging.WARNING)]
+        log.filters, log.propagate = [Once()], False
+        log.setLevel(logging.INFO)
+        self.resume, self.lock = resume, None
         if resume and overwrite:
             raise UserError('--resume and --overwrite exclude each other: give one')
-        if self.active and not resume and not overwrite \
-                and glob.glob(self.pattern('*.pth*')) + glob.glob(self.pattern(CONFIG)):
-            raise UserError(f'{path} holds a run already: go on with it by --resume, replace it by --overwrite, or '
-                            f'keep both by another --name or --tag')
+        if not self.is_main:
+            return
+        if resume and os.path.isdir(path):
+            self._lock()
+        if not resume and not overwrite:
+            self._refuse_a_run()
 
     def begin(self, config):
         """Make the folder ready and keep the config in it: training begins."""
-        if not self.active:
+        if not self.is_main:
             return
         with self.writing('.'):
             if self.overwrite and os.path.isdir(self.path):
-                shutil.rmtree(self.path)
+                self._delete()
             os.makedirs(self.path, exist_ok=True)
-            for leftover in glob.glob(self.pattern('.epoch-*.pth.*')) + glob.glob(self.pattern(f'.{CONFIG}.*')):
+            if self.lock is None:
+                self._lock()
+                if not self.resume and not self.overwrite:
+                    self._refuse_a_run()  # one may have begun since
+            for leftover in glob.glob(self.pattern('.*.pth.*')) + glob.glob(self.pattern(f'.{CONFIG}.*')):
                 os.unlink(leftover)  # of a process that was killed while it wrote
         self.begun, text = True, yaml.safe_dump(config, sort_keys=False, default_flow_style=None)
         with self.writing(CONFIG), atomic_write(self.file(CONFIG), 'w', encoding='utf-8') as f:
             f.write(text)
-        self.log(f'config (kept in {self.file(CONFIG)}):\n{text.rstrip()}')
+        log.info(f'config (kept in {self.file(CONFIG)}):\n{text.rstrip()}')
+
+    def _refuse_a_run(self):
+        if glob.glob(self.pattern('*.pth*')) + glob.glob(self.pattern(CONFIG)):
+            raise UserError(f'{self.path} holds a run already: continue it by --resume, replace it by --overwrite, or '
+                            f'keep both by another --name or --tag')
+
+    def _delete(self):
+        """Delete the folder of an earlier run. It is renamed first: killed in the middle of deleting, what is left of
+        the earlier run is not resumed."""
+        self._lock()
+        old = os.path.join(os.path.dirname(self.path), f'.{os.path.basename(self.path)}.deleted')
+        if os.path.isdir(old):
+            shutil.rmtree(old)
+        os.rename(self.path, old)
+        shutil.rmtree(old)
+        self.lock = None
+
+    def _lock(self):
+        """Keep other processes out of the folder until this one ends. Raises UserError when one is in it."""
+        if fcntl is None:
+            return
+        with self.writing(LOCK):
+            self.lock = open(self.file(LOCK), 'w')
+        try:
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by data workers, which may end later
+        except (BlockingIOError, PermissionError):
+            raise UserError(f'{self.path} is in use by another run: wait until it ends, or use another --name or '
+                            f'--tag') from None
+        except OSError:  # a file system without locks
+            pass
+
+    def close(self):
+        """Log to it no longer."""
+        log.handlers, log.filters, log.propagate = [], [], True
 
     def file(self, name):
         return os.path.join(self.path, name)
 
     def pattern(self, name):
         return os.path.join(glob.escape(self.path), name)
-
-    def log(self, text):
-        """A line, or several, on the terminal and, once training begins, in log.txt."""
-        if self.active:
-            tqdm.write(text)
-            self.lines.append(text + '\n')
-        if self.active and self.begun:
-            with self.writing(LOG), open(self.file(LOG), 'a', encoding='utf-8') as f:
-                f.writelines(self.lines)
-            self.lines = []
 
     @contextlib.contextmanager
     def writing(self, name):
@@ -90,9 +133,9 @@ class RunFolder:
     def newest(self):
         """(path, bytes) to resume from; None when there is none. A damaged epoch-last.pth is set aside,
         so that it does not push out the good one before it."""
-        if not self.active or not os.path.isdir(self.path):
+        if not self.is_main or not os.path.isdir(self.path):
             return None
-        found = find_resume(self.path, self.log)
+        found = find_resume(self.path)
         if found is not None and found[0] != self.file(LAST) and os.path.exists(self.file(LAST)):
             os.replace(self.file(LAST), self.file(LAST) + '.damaged')
         return found
@@ -100,7 +143,7 @@ class RunFolder:
     def save(self, checkpoint, *names):
         """Write a checkpoint under these names and, last of all, as epoch-last.pth: where that one tells of an epoch's
         end, the others are there too."""
-        if self.active:
+        if self.is_main:
             data = to_bytes(checkpoint)
             for name in (*names, LAST):
                 with self.writing(name):
@@ -109,19 +152,19 @@ class RunFolder:
 
     def save_is_due(self, minutes):
         """Whether the last save is so many minutes ago; None: never due."""
-        return self.active and minutes is not None and time.monotonic() - self.saved >= 60 * minutes
+        return self.is_main and minutes is not None and time.monotonic() - self.saved >= 60 * minutes
 
     # Curves and images for TensorBoard.
 
     def open_curves(self, step):
         """Record curves from global step `step` on (what an interrupted run recorded beyond it no longer shows)."""
-        if not self.active:
+        if not self.is_main:
             return
         try:
             with self.writing(CURVES):
                 self.curves = Curves(self.file(CURVES), step)
         except ImportError as error:
-            self.log(f'no curves and images are recorded: {error.name} is not installed (pip install tensorboardX)')
+            log.warning(f'no curves and images are recorded: {error.name} is not installed (pip install tensorboardX)')
 
     def scalars(self, values, step):
         """{name: number} at a global step."""
@@ -131,11 +174,56 @@ class RunFolder:
                     self.curves.scalar(name, value, step)
 
     def images(self, images, step):
-        """{name: float (3, H, W) in [0, 1]} at a global step."""
-        if self.curves is not None:
-            with self.writing(CURVES):
-                for name, image in images.items():
-                    self.curves.image(name, image, step)
+        """{name: float (3, H, W) in [0, 1]} at a global step; as PNG, too, where the next ones replace them."""
+        if not self.is_main:
+            return
+        os.makedirs(self.file(SAMPLES), exist_ok=True)
+        for name, image in images.items():
+            pixels = image.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()  # (3, H, W)
+            data, path = io.BytesIO(), os.path.join(SAMPLES, name.replace('/', '-') + '.png')
+            Image.fromarray(pixels.transpose(1, 2, 0)).save(data, 'PNG')
+            with self.writing(path), atomic_write(self.file(path)) as f:
+                f.write(data.getbuffer())
+            if self.curves is not None:
+                with self.writing(CURVES):
+                    self.curves.image(name, pixels, step)
+
+
+class Once(logging.Filter):
+    """Passes a line marked by extra={'once': True} the first time only."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def filter(self, record):
+        if not getattr(record, 'once', False):
+            return True
+        new = record.getMessage() not in self.seen
+        self.seen.add(record.getMessage())
+        return new
+
+
+class Terminal(logging.Handler):
+    """Lines above the progress bar."""
+
+    def emit(self, record):
+        tqdm.write(record.getMessage())
+
+
+class LogFile(logging.Handler):
+    """The folder's log.txt. Lines from before training begins are kept until then."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder, self.lines = folder, []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage() + '\n')
+        if self.folder.begun:
+            with self.folder.writing(LOG), open(self.folder.file(LOG), 'a', encoding='utf-8') as f:
+                f.writelines(self.lines)
+            self.lines = []
 
 
 class Curves:
@@ -155,8 +243,7 @@ class Curves:
     def scalar(self, name, value, step):
         self._write(step, summary=self.summary.scalar(name, value))
 
-    def image(self, name, image, step):
-        pixels = image.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()
+    def image(self, name, pixels, step):
         self._write(step, summary=self.summary.image(name, pixels))
 
     def _write(self, step, **content):

@@ -3,59 +3,73 @@
 Nothing random is in it: samples are drawn by (seed, epoch, index), and the global generators are seeded for each step
 (engine/training/loop.py), so a run goes on as if it had never stopped, also with other numbers of workers and processes.
 """
+import logging
+import math
+
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import models
-from engine.checkpoint import build_model
-from engine.optim import make_optimizer
+from engine.checkpoint import IDENTITY_NORM, build_model
+from engine.optim import learning_rate, make_optimizer
 from utils import Averager, UserError
 
 
-IDENTITY = {'sub': [0.0], 'div': [1.0]}
 # What may differ from the run that is resumed: where to start from, when to save, how much memory to use.
-FREE = {'resume', 'save_minutes', 'epoch_save', 'eval_bsize'}
+FREE = {'resume', 'init', 'save_minutes', 'epoch_save', 'eval_bsize'}
+log = logging.getLogger('liif')
 
 
 class State:
     """
-    config: complete, with `model` and `optimizer` specs (see `agree`).
-    checkpoint: what to go on from; init: a checkpoint whose weights to start from instead; None: new weights.
+    config: complete, with `model` and `optimizer` specs (see `check_resumable`).
+    checkpoint: what to resume; init: a checkpoint whose weights to start from instead; neither: new weights.
+    Raises UserError for a checkpoint that does not suit the config, or whose training state is not complete.
 
     epoch: the one under way, from 1; step: steps of it already made; steps: in every epoch; loss: mean over those made;
-    best: highest validation PSNR in dB, reached in best_epoch; skipped: bad images passed over.
+    best: highest validation PSNR in dB, reached in best_epoch; skipped: bad images passed over; reference: PSNR on the
+    validation set of bicubic interpolation and of the model before the first step, None until measured; data: the files
+    of each data set (datasets/check.py).
     """
 
     def __init__(self, config, device, steps, checkpoint=None, init=None):
         self.config, self.steps = config, steps
         self.epoch, self.step, self.loss, self.skipped = 1, 0, Averager(), 0
-        self.best, self.best_epoch = float('-inf'), 0
+        self.best, self.best_epoch, self.reference, self.data = float('-inf'), 0, None, {}
         if config['precision'] == 'fp16' and device.type != 'cuda':
             raise UserError(f'precision: fp16 is for CUDA GPUs, this is {device}; use bf16 or float32')
-        source = checkpoint or init
-        if source is None:
-            model = models.make(config['model'])
+        if checkpoint is not None:
+            model = build_model({**config['model'], 'sd': checkpoint['model']['sd']}, 'to resume')
         else:
-            model = build_model({**config['model'], 'sd': source['model']['sd']}, 'to start from')
+            model = models.make(config['model']) if init is None else start_from(init, config)
         self.model = model.to(device, memory_format=torch.channels_last).train()
         self.optimizer = make_optimizer(self.model.parameters(), config['optimizer'])
         self.scaler = torch.amp.GradScaler(device.type, enabled=config['precision'] == 'fp16')
-        self.ema = {k: v.clone() for k, v in self.model.state_dict().items()} if config['ema'] else None
+        self.ema = None  # ema <- decay * ema + (1 - decay) * weights; buffers are copied
+        if config['ema']:
+            self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config['ema']))
+            self.ema.n_averaged += 1  # it begins with the initial weights, not with those after the first step
         if checkpoint is not None:
             self._restore(checkpoint)
 
     def checkpoint(self):
-        """The dict that describes this moment; its tensors are the live ones, so it is written before the next step."""
+        """The dict that describes this moment; its tensors are the live ones, so it is written before the next step.
+        The rate in the optimizer's groups is that of the next step, as the published code saves it."""
         config = self.config
+        for group in self.optimizer.param_groups:
+            group['lr'] = learning_rate(config, self.epoch, self.step, self.steps)
         checkpoint = {
             'model': {**config['model'], 'sd': self.model.state_dict()},
             'optimizer': {**config['optimizer'], 'sd': self.optimizer.state_dict()},
             'epoch': self.epoch - 1,
-            'data_norm': config['data_norm'] or {'inp': IDENTITY, 'gt': IDENTITY},
+            'data_norm': config['data_norm'] or IDENTITY_NORM,
             'config': config,
+            'data': self.data,
             'train': {'step': self.step, 'steps': self.steps, 'loss': [self.loss.n, self.loss.v], 'best': self.best,
-                      'best_epoch': self.best_epoch, 'skipped': self.skipped, 'scaler': self.scaler.state_dict()},
+                      'best_epoch': self.best_epoch, 'skipped': self.skipped, 'reference': self.reference,
+                      'scaler': self.scaler.state_dict()},
         }
-        return checkpoint if self.ema is None else {**checkpoint, 'ema': self.ema}
+        return checkpoint if self.ema is None else {**checkpoint, 'ema': self.ema.module.state_dict()}
 
     def names(self):
         """Files for the checkpoint at the end of an epoch, besides the last one."""
@@ -64,53 +78,79 @@ class State:
         return best + ([f'epoch-{done}.pth'] if every and done and done % every == 0 else [])
 
     def _restore(self, checkpoint):
-        self.epoch = checkpoint.get('epoch', 0) + 1
         try:
-            self._restore_optimizer(checkpoint['optimizer']['sd'])
+            self.epoch = checkpoint.get('epoch', 0) + 1
             train = checkpoint.get('train')  # absent in checkpoints of the published code: at the end of an epoch
             if train is not None:
+                check_position(train)
                 self.best, self.best_epoch = float(train['best']), int(train.get('best_epoch', 0))
-                self.skipped = int(train['skipped'])
-                if train['steps'] == self.steps:  # otherwise the epoch begins again
-                    self.step, self.loss.n, self.loss.v = int(train['step']), *map(float, train['loss'])
+                self.skipped, self.reference = train['skipped'], train.get('reference')
+                if train['steps'] == self.steps:
+                    self.step, (self.loss.n, self.loss.v) = train['step'], map(float, train['loss'])
+                elif train['step']:
+                    log.warning(f'the data has changed: an epoch has {self.steps} steps, had {train["steps"]}, so epoch '
+                                f'{self.epoch}, of which {train["step"]} steps were made, begins again')
                 if self.scaler.is_enabled() and train['scaler']:
                     self.scaler.load_state_dict(train['scaler'])
-            for key, value in (checkpoint.get('ema') or {}).items() if self.ema else ():
-                self.ema[key].copy_(value)
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise UserError(f'the checkpoint cannot be resumed from, its training state is not complete '
+            if self.epoch < 1:
+                raise ValueError(f'its epoch is {self.epoch - 1}')
+            self._restore_optimizer(checkpoint['optimizer']['sd'])
+            if self.ema is not None and checkpoint.get('ema'):
+                self.ema.module.load_state_dict(checkpoint['ema'])
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
+            raise UserError(f'the checkpoint cannot be resumed from, its training state is not complete or not valid '
                             f'({type(error).__name__}: {error}); start from its weights with --init') from error
 
     def _restore_optimizer(self, found):
-        """Its running means, and the rate of the last step; the rest comes from the config, which agrees."""
+        """Its running means; the rest comes from the config, which agrees."""
         wanted = self.optimizer.state_dict()
         counts = [sum(len(group['params']) for group in sd['param_groups']) for sd in (found, wanted)]
         if counts[0] != counts[1]:
             raise UserError(f'the optimizer state is for {counts[0]} parameters, the model has {counts[1]}: '
                             f'start from the weights alone with --init')
-        parameters = list(self.model.parameters())
+        spec = self.config['optimizer']
+        if not found['state'] and self.epoch + self.step > 1 and (spec['name'] != 'sgd' or spec['args'].get('momentum')):
+            raise ValueError(f'the running means of {spec["name"]} are missing')
+        parameters = dict(enumerate(self.model.parameters()))
         for i, values in found['state'].items():
             for key, value in values.items():
                 if torch.is_tensor(value) and value.dim() and value.shape != parameters[i].shape:
                     raise UserError(f'the optimizer state {key} of parameter {i} is {tuple(value.shape)}, wanted '
                                     f'{tuple(parameters[i].shape)}: start from the weights alone with --init')
         self.optimizer.load_state_dict({**wanted, 'state': found['state']})
-        for group, source in zip(self.optimizer.param_groups, found['param_groups']):
-            group['lr'] = source['lr']  # for the record: every step sets its own
 
-    @torch.no_grad()
-    def average(self):
-        """Move the averaged weights towards the present ones: ema <- decay * ema + (1 - decay) * weights."""
-        if self.ema is None:
-            return
-        present = self.model.state_dict()
-        floats = [key for key, value in present.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.ema[k] for k in floats], [present[k] for k in floats], 1 - self.config['ema'])
-        for key in present.keys() - set(floats):  # counters
-            self.ema[key].copy_(present[key])
+    def update_average(self):
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
 
 
-def agree(config, checkpoint, path, allowed=()):
+def start_from(init, config):
+    """The config's model with the weights of a checkpoint. Raises UserError naming what differs when they do not fit."""
+    try:
+        return build_model({**config['model'], 'sd': init['model']['sd']}, config['init'])
+    except UserError:
+        was = {'name': init['model']['name'], 'args': init['model'].get('args') or {}}
+        differences = compare(was, config['model'], 'model')
+        if not differences:
+            raise
+        raise UserError(f'the weights of {config["init"]} are not for this model: ' + ', '.join(
+            f'{key} is {now}, that of the weights {before}' for key, before, now in differences)
+            + '; take the model of the weights, or other weights') from None
+
+
+def check_position(train):
+    """Raise ValueError for numbers of a run that no run reaches."""
+    step, steps, (count, loss) = train['step'], train['steps'], train['loss']
+    for name, value, high in (('step', step, steps), ('steps', steps, math.inf), ('skipped', train['skipped'], math.inf)):
+        if type(value) is not int or not 0 <= value <= high:
+            raise ValueError(f'its {name} is {value!r}, wanted a whole number from 0 to {high}')
+    if not (count >= 0 and math.isfinite(count) and math.isfinite(loss)) or math.isnan(train['best']):
+        raise ValueError(f'its mean loss is {loss!r} over {count!r} steps, its best PSNR {train["best"]!r}')
+
+
+def check_resumable(config, checkpoint, path, allowed=()):
     """The config to go on with from a checkpoint: the given one, with the checkpoint's `model`, and its `optimizer`
     where the given one has none.
 
@@ -138,7 +178,7 @@ def agree(config, checkpoint, path, allowed=()):
     if now['optimizer']['name'] != was['optimizer']['name']:
         raise UserError(f'the state of {was["optimizer"]["name"]} in {path} is of no use to '
                         f'{now["optimizer"]["name"]}: start from its weights with --init {path}')
-    return {**now, 'model': was['model']}
+    return {**now, 'model': was['model'], 'init': was.get('init')}
 
 
 def compare(a, b, path=''):

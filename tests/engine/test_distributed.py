@@ -17,6 +17,7 @@ from tests.survival import (
     make_images,
     run,
     run_together,
+    same,
     steps_of,
     tiny_config,
     write_config,
@@ -182,3 +183,18 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path, event):
     assert made[0] == made[1]
     saved = load_checkpoint(f'{path}/save/_c/epoch-last.pth')
     assert 3 * saved['epoch'] + saved['train']['step'] == len(made[0])
+
+
+def test_muon_resumed_in_the_middle_of_an_epoch_on_two_processes_is_the_same_run(tmp_path):
+    """Bit for bit: two processes are stopped after four steps of three an epoch."""
+    changes = {'optimizer': {'name': 'muon', 'args': {'lr': 0.02}}}
+    whole, path = prepare(tmp_path / 'whole', **changes), prepare(tmp_path / 'stopped', **changes)
+    assert [code for code, _ in run_together(whole, 2, *ARGUMENTS)] == [0, 0]
+    found = run_together(path, 2, *ARGUMENTS, each={0: {'kill': ('step', 4, signal.SIGTERM)}})
+    assert [code for code, _ in found] == [128 + signal.SIGTERM] * 2, found
+    assert load_checkpoint(f'{path}/save/_c/epoch-last.pth')['train']['step'] in (1, 2)
+    found = run_together(path, 2, *ARGUMENTS, '--resume')
+    assert [code for code, _ in found] == [0, 0], found
+    for rank in (0, 1):
+        assert steps_of(f'{path}/steps{rank}.txt') == steps_of(f'{whole}/steps{rank}.txt')
+    same(*(load_checkpoint(f'{folder}/save/_c/epoch-last.pth') for folder in (whole, path)))

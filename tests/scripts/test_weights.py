@@ -115,7 +115,7 @@ def test_weights_that_were_exchanged_are_refused(photographs, tmp_path):
     checkpoint = torch.load(path, weights_only=True)
     next(iter(checkpoint['model']['sd'].values())).add_(1e-3)
     torch.save(checkpoint, path)  # a good file by its own checksums
-    with pytest.raises(UserError, match=r'model\.pth is not the file that .*SHA256SUMS tells of'):
+    with pytest.raises(UserError, match=r'model\.pth does not match .*SHA256SUMS'):
         load_model(path, torch.device('cpu'))
     done = program('test.py', '--suite', 'samples', '--model', path, '--data', photographs, '--output', str(tmp_path),
                    cwd=ROOT)

@@ -1,11 +1,13 @@
 """The training step, the schedules, the run folder, devices: small things, in this process."""
 import copy
 import itertools
+import logging
 import math
 import os
 import re
 import signal
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -18,15 +20,16 @@ from datasets.batch import unpack
 from engine import runtime
 from engine.checkpoint import load_checkpoint, load_model
 from engine.config import load_config
-from engine.training import loop
 from engine.optim import learning_rate, make_optimizer
+from engine.training import loop, monitor
 from engine.training.run_folder import RunFolder, folder_name
-from engine.training.state import State, agree, compare
+from engine.training.state import State, check_resumable, compare
 from tests.survival import make_images, tiny_config, write_config
 from utils import UserError
 
 
 CPU = torch.device('cpu')
+log = logging.getLogger('liif')
 
 
 @pytest.fixture
@@ -36,14 +39,7 @@ def config(tmp_path):
 
 
 def loader_of(config):
-    return loop.open_data(config, 'train_dataset', CPU, 0, Quiet())
-
-
-class Quiet:
-    active = False
-
-    def log(self, text):
-        pass
+    return loop.open_data(config, 'train_dataset', CPU, 0)
 
 
 def steps(config, count, state=None):
@@ -122,8 +118,10 @@ def test_averaged_weights_are_the_formula(config):
     for _ in range(3):
         state, _ = steps(config, 1, state)
         wanted = {key: 0.75 * wanted[key] + 0.25 * value for key, value in state.model.state_dict().items()}
-    assert all(torch.allclose(state.ema[key], wanted[key], atol=1e-7) for key in wanted)
-    assert not torch.equal(state.ema['imnet.layers.0.weight'], state.model.state_dict()['imnet.layers.0.weight'])
+    found = state.ema.module.state_dict()
+    assert all(torch.allclose(found[key], wanted[key], atol=1e-7) for key in wanted)
+    key = 'imnet.layers.0.weight'
+    assert not torch.equal(found[key], state.model.state_dict()[key])
 
 
 def test_half_precision_needs_cuda(config):
@@ -196,9 +194,9 @@ def test_a_longer_run_needs_one_allowed_change(config):
         return {**config, 'epoch_max': epoch_max, 'multi_step_lr': None, 'lr_scheduler': schedule}
     for written in (None, 7):  # earlier versions wrote epoch_max there
         saved = copy.deepcopy(State(scheduled(written, 7), CPU, 3).checkpoint())
-        assert agree(scheduled(None, 9), saved, 'a.pth', ['epoch_max'])['epoch_max'] == 9
+        assert check_resumable(scheduled(None, 9), saved, 'a.pth', ['epoch_max'])['epoch_max'] == 9
         with pytest.raises(UserError, match='lr_scheduler.args.epochs is 8'):
-            agree(scheduled(8, 9), saved, 'a.pth', ['epoch_max'])
+            check_resumable(scheduled(8, 9), saved, 'a.pth', ['epoch_max'])
 
 
 def test_the_checkpoints_model_wins(config):
@@ -208,22 +206,28 @@ def test_the_checkpoints_model_wins(config):
     changed['model']['args']['imnet_spec']['args']['hidden_list'] = [4]
     changed['optimizer']['args']['lr'] = 0.5
     with pytest.raises(UserError, match=r'hidden_list is \[4\], was \[16, 16\]; optimizer.args.lr is 0.5, was 0.001'):
-        agree(changed, saved, 'a.pth')
-    found = agree(changed, saved, 'a.pth', ['model', 'optimizer.args.lr'])
+        check_resumable(changed, saved, 'a.pth')
+    found = check_resumable(changed, saved, 'a.pth', ['model', 'optimizer.args.lr'])
     assert found['model'] == config['model'] and found['optimizer']['args']['lr'] == 0.5
     state = State(found, CPU, 3, saved)
     assert state.optimizer.param_groups[0]['betas'] == (0.9, 0.999)
     with pytest.raises(UserError, match='of no use to sgd'):
-        agree({**config, 'optimizer': {'name': 'sgd', 'args': {'lr': 1}}}, saved, 'a.pth', ['optimizer'])
+        check_resumable({**config, 'optimizer': {'name': 'sgd', 'args': {'lr': 1}}}, saved, 'a.pth', ['optimizer'])
 
 
-def test_an_optimizer_state_of_another_model_is_refused(config):
+@pytest.mark.parametrize('optimizer', [{'name': 'adam', 'args': {'lr': 1e-3}},
+                                       {'name': 'muon', 'args': {'lr': 0.02}}])
+def test_an_optimizer_state_of_another_model_is_refused(config, optimizer):
+    config = {**config, 'optimizer': optimizer}
     state = State(config, CPU, 3)
     steps(config, 1, state)
     for change in (lambda sd: sd['param_groups'][0]['params'].pop(),
-                   lambda sd: next(iter(sd['state'].values())).update(exp_avg=torch.zeros(7)),
+                   lambda sd: next(iter(sd['state'].values())).update(exp_avg=torch.zeros(7), momentum_buffer=torch.zeros(7)),
+                   lambda sd: sd['state'].update({1000: {'exp_avg': torch.zeros(7)}}),
+                   lambda sd: sd['state'].clear(),
                    lambda sd: sd.pop('state')):
         saved = copy.deepcopy(state.checkpoint())
+        saved['train']['step'] = 1
         change(saved['optimizer']['sd'])
         with pytest.raises(UserError, match='--init'):
             State(config, CPU, 3, saved)
@@ -243,15 +247,15 @@ def test_names_of_run_folders():
 def test_nothing_is_written_or_deleted_before_training_begins(tmp_path):
     path = tmp_path / 'run'
     folder = RunFolder(str(path))
-    folder.log('early')
+    log.info('early')
     assert not path.exists()
     folder.begin({'seed': 0})
-    folder.log('late')
+    log.info('late')
     assert (path / 'log.txt').read_text().splitlines()[0] == 'early' and (path / 'config.yaml').exists()
     with pytest.raises(UserError, match='--resume'):
         RunFolder(str(path))
     again = RunFolder(str(path), overwrite=True)
-    again.log('early')
+    log.info('early')
     assert 'late' in (path / 'log.txt').read_text()
     again.begin({'seed': 0})
     assert 'late' not in (path / 'log.txt').read_text()
@@ -296,6 +300,8 @@ def test_devices(monkeypatch, capsys, count, gpu, wanted):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: count > 0)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: count)
     monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
+    current = []
+    monkeypatch.setattr(torch.cuda, 'set_device', current.append)
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '5,7')
     if wanted is UserError:
         with pytest.raises(UserError) as caught:
@@ -305,12 +311,14 @@ def test_devices(monkeypatch, capsys, count, gpu, wanted):
         runtime.say_once.cache_clear()
         assert {str(runtime.select_device(gpu)) for _ in range(3)} == {wanted}
         assert capsys.readouterr().err.count('no CUDA GPU found') == (gpu is None and count == 0)
+        assert list(map(str, current)) == [wanted] * (3 * (wanted != 'cpu'))
     assert os.environ['CUDA_VISIBLE_DEVICES'] == '5,7'
 
 
 def test_processes_take_a_device_each(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
+    monkeypatch.setattr(torch.cuda, 'set_device', lambda device: None)
     monkeypatch.setenv('LOCAL_RANK', '1')
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
     assert str(runtime.select_device(None)) == 'cuda:1'
@@ -372,7 +380,7 @@ def test_what_is_trained_here_measures_the_same_through_test_py(tmp_path, monkey
     model, norm = load_model('save/_c/epoch-last.pth', CPU)
     assert norm == tiny['data_norm']
     config = load_config('c.yaml')
-    loader = loop.open_data(config, 'val_dataset', CPU, 0, Quiet())
+    loader = loop.open_data(config, 'val_dataset', CPU, 0)
     total = 0
     for batch in loader:
         with torch.no_grad():
@@ -396,20 +404,21 @@ def test_bad_images_are_passed_over_and_counted(tmp_path, monkeypatch, capsys):
     train_liif.main(['--config', 'c.yaml', '--gpu', 'cpu', '--workers', '0', '--set', 'on_bad_image=skip',
                      '--tag', 'b'])
     text = capsys.readouterr().out
-    assert '2.png' in text and '2 bad images passed over so far' in text
+    assert '2.png' in text and '2 samples of bad images replaced so far' in text and text.count('2.png') == 1
     assert load_checkpoint('save/_c_b/epoch-last.pth')['train']['skipped'] == 2
 
 
-def test_a_loader_that_keeps_the_model_waiting_is_named(monkeypatch):
-    now, said = [0.0], []
-    monkeypatch.setattr(loop.time, 'perf_counter', lambda: now[0])
-    clock = loop.Clock()
+def test_a_loader_that_keeps_the_model_waiting_is_named(config, monkeypatch, caplog):
+    now = [0.0]
+    monkeypatch.setattr(monitor.time, 'perf_counter', lambda: now[0])
+    monkeypatch.setattr(log, 'handlers', [caplog.handler])
+    monkeypatch.setattr(log, 'level', logging.INFO)
 
     def slow():
-        for i in range(3):
+        for _ in range(3):
             now[0] += 3
-            yield i
-    for _ in clock.waiting_for(slow()):
+            yield {}
+    folder = types.SimpleNamespace(is_main=False)
+    for _ in monitor.Monitor(State(config, CPU, 3), None, folder, None).batches(slow()):
         now[0] += 1
-    clock.tell(type('Folder', (), {'log': staticmethod(said.append)}))
-    assert len(said) == 1 and 'waited for data 75% of the time' in said[0]
+    assert 'waited for data 75% of the time' in caplog.messages[-1]
