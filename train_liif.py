@@ -100,8 +100,8 @@ def checkpoint_to_resume(config, folder, args):
         log.warning(f'resume: there is no file {config["resume"]}, so training begins anew')
         return None, None
     if config['init']:
-        raise UserError(f'init {config["init"]} and resume {config["resume"]} exclude each other: start from weights, or '
-                        f'resume a run')
+        raise UserError(f'init {config["init"]} and resume {config["resume"]} exclude each other: start from weights, '
+                        f'or resume a run')
     log.info(f'resuming from {config["resume"]}')
     return config['resume'], read_file(config['resume'])
 

@@ -4,10 +4,12 @@ Every sample's random choices come from a generator keyed by (seed, epoch, index
 of workers and processes, and after an interruption. The batch sampler hands (epoch, index) to the workers, because
 what is set in the parent never reaches workers that persist.
 """
+import contextlib
 import gc
 import os
 import random
 import signal
+import sys
 
 import numpy as np
 import torch
@@ -107,8 +109,26 @@ class _Loader(DataLoader):
             yield batch
         else:
             return
-        self._iterator = None  # ends the workers now, in order, and not whenever the error is forgotten
+        self.close()  # now, and not whenever the error is forgotten
         raise batch
+
+    def dead_worker(self):
+        """What ended a worker process before its time, in a few words; None when nothing did."""
+        for process in getattr(self._iterator, '_workers', ()):
+            if process.exitcode:
+                how = signal.Signals(-process.exitcode).name if process.exitcode < 0 else f'code {process.exitcode}'
+                return f'process {process.pid}, which reads images, was ended by {how}'
+        return None
+
+    def close(self):
+        """End the worker processes, in order, and those that do not answer by force."""
+        iterator, self._iterator = self._iterator, None
+        workers = getattr(iterator, '_workers', ())
+        if workers:
+            with contextlib.suppress(RuntimeError):  # PyTorch's handler of SIGCHLD reports a killed worker again
+                iterator._shutdown_workers()
+        for process in workers:
+            process.kill()
 
 
 class _Samples(Dataset):
@@ -175,4 +195,11 @@ def _start_worker(worker):
     finishes its step and ends the workers. They wait for that, a minute at most."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
+    sys.excepthook = _report_unless_disconnected
     gc.freeze()  # what the parent had: collecting it here would copy its memory and end other loaders' workers
+
+
+def _report_unless_disconnected(kind, error, traceback):
+    """The thread that hands tensors over reports here when the training process, or this one, goes away."""
+    if not issubclass(kind, (OSError, EOFError)):
+        sys.__excepthook__(kind, error, traceback)

@@ -68,8 +68,8 @@ def save_checkpoint(path, checkpoint, previous=None):
 
 def load_checkpoint(path):
     """The checkpoint in a file of ours or of the published code, on the CPU. Raises UserError for a file that is
-    missing, damaged, cut short, something else, or that would execute code; and for one that does not match the file SHA256SUMS
-    in its folder, which the weights that come with the project have."""
+    missing, damaged, cut short, something else, or that would execute code; and for one that does not match the file
+    SHA256SUMS in its folder (the weights that come with the project have one)."""
     return parse_checkpoint(read_file(path), path)
 
 

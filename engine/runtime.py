@@ -222,8 +222,8 @@ def peak_memory(device):
 def code_version():
     """The commit of this code, with -dirty when files differ from it; 'unknown' where git cannot tell."""
     try:
-        return subprocess.run(['git', '-C', ROOT, 'describe', '--always', '--dirty', '--exclude=*'], check=True, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=10).stdout.strip()
+        return subprocess.run(['git', '-C', ROOT, 'describe', '--always', '--dirty', '--exclude=*'], check=True,
+                              text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return 'unknown'
 

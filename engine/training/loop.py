@@ -20,7 +20,7 @@ from engine import distributed
 from engine.checkpoint import load_checkpoint
 from engine.runtime import StopSignals, autocast, code_version, describe_device, keep_freed_memory
 from engine.optim import learning_rate
-from engine.training.monitor import Monitor, Stopped
+from engine.training.monitor import Monitor, Stopped, closing_workers
 from engine.training.state import State
 from engine.training.validation import measure_start, validate
 from utils import make_coord, normalize
@@ -49,8 +49,12 @@ def train(config, folder, device, checkpoint=None, workers=None):
         state.data['val_dataset'] = file_list(val_loader.dataset.wrapper)
     net = distributed.wrap(state.model, device)
     begin(state, folder, device, checkpoint)
+    if state.epoch > config['epoch_max']:
+        log.info(f'nothing left to train: the checkpoint has {state.epoch - 1} epochs, epoch_max is '
+                 f'{config["epoch_max"]}')
+        return None
 
-    with StopSignals() as stop:
+    with StopSignals() as stop, closing_workers([loader for loader in (loader, val_loader) if loader]):
         monitor = Monitor(state, loader.batch_sampler, folder, stop)
         try:
             if val_loader is not None and state.epoch == 1 and state.step == 0:
@@ -132,9 +136,6 @@ def begin(state, folder, device, checkpoint):
     if checkpoint is not None and not checkpoint.get('train', {}).get('step'):
         folder.save(state.checkpoint(), *state.names())  # an interruption may have come between the files of an epoch
     folder.open_curves((state.epoch - 1) * state.steps + state.step)
-    if state.epoch > config['epoch_max']:
-        log.info(f'nothing left to train: the checkpoint has {state.epoch - 1} epochs, epoch_max is '
-                 f'{config["epoch_max"]}')
 
 
 def open_data(config, section, device, workers):

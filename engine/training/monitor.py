@@ -1,4 +1,5 @@
 """What surrounds the steps: their results, the progress bar, bad images, saves within an epoch, signals to stop."""
+import contextlib
 import logging
 import math
 import signal
@@ -113,6 +114,22 @@ class Monitor:
                  f'saved; go on with: {distributed.resume_command()}')
         distributed.wait()  # a process that ended sooner would have the others ended, too
         return self.stop.number or signal.SIGTERM  # it may be another process that was asked
+
+
+@contextlib.contextmanager
+def closing_workers(loaders):
+    """Within `with`, a data worker that is killed is a UserError; at the end all workers have ended."""
+    try:
+        yield
+    except RuntimeError:  # PyTorch raises it wherever the process happens to be
+        lost = next(filter(None, (loader.dead_worker() for loader in loaders)), None)
+        if lost is None:
+            raise
+        raise UserError(f'{lost} (the system does it when memory runs out: give fewer --workers); go on with: '
+                        f'{distributed.resume_command()}') from None
+    finally:
+        for loader in loaders:
+            loader.close()
 
 
 def start_reading(loss, norm, share, asked, skipped, rate, index):

@@ -1,7 +1,7 @@
 """A training run at one step: everything that the next step depends on, to a checkpoint and back.
 
 Nothing random is in it: samples are drawn by (seed, epoch, index), and the global generators are seeded for each step
-(engine/training/loop.py), so a run goes on as if it had never stopped, also with other numbers of workers and processes.
+(engine/training/loop.py), so a run goes on as if it had never stopped, for any number of workers and processes.
 """
 import logging
 import math
@@ -88,8 +88,8 @@ class State:
                 if train['steps'] == self.steps:
                     self.step, (self.loss.n, self.loss.v) = train['step'], map(float, train['loss'])
                 elif train['step']:
-                    log.warning(f'the data has changed: an epoch has {self.steps} steps, had {train["steps"]}, so epoch '
-                                f'{self.epoch}, of which {train["step"]} steps were made, begins again')
+                    log.warning(f'the data has changed: an epoch has {self.steps} steps, had {train["steps"]}, so '
+                                f'epoch {self.epoch}, of which {train["step"]} steps were made, begins again')
                 if self.scaler.is_enabled() and train['scaler']:
                     self.scaler.load_state_dict(train['scaler'])
             if self.epoch < 1:
@@ -110,9 +110,9 @@ class State:
         if counts[0] != counts[1]:
             raise UserError(f'the optimizer state is for {counts[0]} parameters, the model has {counts[1]}: '
                             f'start from the weights alone with --init')
-        spec = self.config['optimizer']
-        if not found['state'] and self.epoch + self.step > 1 and (spec['name'] != 'sgd' or spec['args'].get('momentum')):
-            raise ValueError(f'the running means of {spec["name"]} are missing')
+        name, args = self.config['optimizer']['name'], self.config['optimizer']['args']
+        if not found['state'] and self.epoch + self.step > 1 and (name != 'sgd' or args.get('momentum')):
+            raise ValueError(f'the running means of {name} are missing')
         parameters = dict(enumerate(self.model.parameters()))
         for i, values in found['state'].items():
             for key, value in values.items():
@@ -127,7 +127,7 @@ class State:
 
 
 def start_from(init, config):
-    """The config's model with the weights of a checkpoint. Raises UserError naming what differs when they do not fit."""
+    """The config's model with the weights of a checkpoint. Raises UserError with the differences if they do not fit."""
     try:
         return build_model({**config['model'], 'sd': init['model']['sd']}, config['init'])
     except UserError:
@@ -143,7 +143,8 @@ def start_from(init, config):
 def check_position(train):
     """Raise ValueError for numbers of a run that no run reaches."""
     step, steps, (count, loss) = train['step'], train['steps'], train['loss']
-    for name, value, high in (('step', step, steps), ('steps', steps, math.inf), ('skipped', train['skipped'], math.inf)):
+    for name, value, high in (('step', step, steps), ('steps', steps, math.inf),
+                              ('skipped', train['skipped'], math.inf)):
         if type(value) is not int or not 0 <= value <= high:
             raise ValueError(f'its {name} is {value!r}, wanted a whole number from 0 to {high}')
     if not (count >= 0 and math.isfinite(count) and math.isfinite(loss)) or math.isnan(train['best']):

@@ -259,8 +259,8 @@ def test_mistakes_leave_no_folder_and_delete_none(tmp_path, images):
     folder = whole_run(tmp_path / 'run', tiny_config(images, epoch_max=1))
     before = good_checkpoints(folder)
     last = f'{folder}/save/_c/epoch-last.pth'
-    for arguments in (['--init', 'nowhere.pth'], ['--init', last, '--set', 'model.args.imnet_spec.args.hidden_list=[4]'],
-                      ['--gpu', '99'], ['--workers', '-1'], ['--set', 'optimizer.args.lr=x']):
+    for arguments in (['--init', 'nowhere.pth'],
+                      ['--init', last, '--set', 'model.args.imnet_spec.args.hidden_list=[4]'], ['--gpu', '99'], ['--workers', '-1'], ['--set', 'optimizer.args.lr=x']):
         for more in (['--overwrite'], ['--tag', 'b']):
             code, text = run(folder, *ARGUMENTS, *arguments, *more)
             assert code == 2 and os.listdir(f'{folder}/save') == ['_c'] and good_checkpoints(folder) == before, text

@@ -222,7 +222,8 @@ def test_an_optimizer_state_of_another_model_is_refused(config, optimizer):
     state = State(config, CPU, 3)
     steps(config, 1, state)
     for change in (lambda sd: sd['param_groups'][0]['params'].pop(),
-                   lambda sd: next(iter(sd['state'].values())).update(exp_avg=torch.zeros(7), momentum_buffer=torch.zeros(7)),
+                   lambda sd: next(iter(sd['state'].values())).update(dict.fromkeys(
+                       ('exp_avg', 'momentum_buffer'), torch.zeros(7))),
                    lambda sd: sd['state'].update({1000: {'exp_avg': torch.zeros(7)}}),
                    lambda sd: sd['state'].clear(),
                    lambda sd: sd.pop('state')):
