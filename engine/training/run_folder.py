@@ -63,7 +63,7 @@ class RunFolder:
         if not self.is_main:
             return
         with self.writing('.'):
-            if self.overwrite and os.path.isdir(self.path):
+            if self.overwrite:
                 self._delete()
             os.makedirs(self.path, exist_ok=True)
             if self.lock is None:
@@ -85,13 +85,14 @@ class RunFolder:
     def _delete(self):
         """Delete the folder of an earlier run. It is renamed first: killed in the middle of deleting, what is left of
         the earlier run is not resumed."""
-        self._lock()
         old = os.path.join(os.path.dirname(self.path), f'.{os.path.basename(self.path)}.deleted')
         if os.path.isdir(old):
             shutil.rmtree(old)
-        os.rename(self.path, old)
-        shutil.rmtree(old)
-        self.lock = None
+        if os.path.isdir(self.path):
+            self._lock()
+            os.rename(self.path, old)
+            shutil.rmtree(old)
+            self.lock = None
 
     def _lock(self):
         """Keep other processes out of the folder until this one ends. Raises UserError when one is in it."""

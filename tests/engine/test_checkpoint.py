@@ -1,6 +1,7 @@
 """Checkpoint files are looked over before anything in them is believed."""
 import copy
 import logging
+import math
 import os
 import pickle
 import resource
@@ -227,3 +228,28 @@ def test_the_newest_usable_checkpoint(tmp_path, caplog):
         path.write_bytes(path.read_bytes()[:-100])
     assert find_resume(tmp_path)[0] == str(tmp_path / 'epoch-9.pth')
     assert len(caplog.messages) == 3 and 'epoch-last.pth' in caplog.messages[0]
+
+
+def test_overlapping_members_of_an_archive_are_refused_before_they_are_read(tmp_path):
+    """1 MB of zeros that 2,000 entries of the directory share would be 2 GB to read."""
+    path = tmp_path / 'a.pth'
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('a/data.pkl', bytes(2 ** 20))
+        archive.filelist *= 2000
+    assert 'larger than the file' in refused(path)
+
+
+@pytest.mark.parametrize('args, words', [({'res_scale': math.nan}, 'res_scale'), ({'n_resblocks': -1}, 'n_resblocks')])
+def test_a_spec_outside_the_schema_is_refused(tmp_path, args, words):
+    found = checkpoint()
+    found['model']['args']['encoder_spec']['args'].update(args)
+    save_checkpoint(tmp_path / 'a.pth', found)
+    assert words in refused(tmp_path / 'a.pth')
+
+
+@pytest.mark.parametrize('number', [10 ** 400, 1e30, math.nan, math.inf])
+def test_an_absurd_normalization_is_refused(tmp_path, number):
+    norm = copy.deepcopy(PUBLISHED_NORM)
+    norm['inp']['sub'] = [number]
+    save_checkpoint(tmp_path / 'a.pth', checkpoint(data_norm=norm))
+    assert 'data_norm' in refused(tmp_path / 'a.pth')

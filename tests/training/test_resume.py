@@ -58,7 +58,7 @@ def assert_same_end(a, b):
             'multi_step_lr': None, 'lr_scheduler': {'name': 'cosine', 'args': {'warmup_epochs': 1.5}}}),
     (0, 2, {}),  # saved at the end of an epoch alone
     (0, 1, {'save_minutes': 1e-9, 'optimizer': {'name': 'muon', 'args': {'lr': 0.02}}, 'multi_step_lr': None,
-            'lr_scheduler': {'name': 'trapezoid', 'args': {'decay_epochs': 8, 'warmup_epochs': 1}}, 'ema': 0.9}),
+            'lr_scheduler': {'name': 'trapezoid', 'args': {'decay_epochs': 8, 'warmup_epochs': 1}}}),
 ])
 def test_ten_kills_in_a_row_change_nothing(tmp_path, images, workers, threads, changes):
     rng = random.Random(workers)
@@ -260,7 +260,8 @@ def test_mistakes_leave_no_folder_and_delete_none(tmp_path, images):
     before = good_checkpoints(folder)
     last = f'{folder}/save/_c/epoch-last.pth'
     for arguments in (['--init', 'nowhere.pth'],
-                      ['--init', last, '--set', 'model.args.imnet_spec.args.hidden_list=[4]'], ['--gpu', '99'], ['--workers', '-1'], ['--set', 'optimizer.args.lr=x']):
+                      ['--init', last, '--set', 'model.args.imnet_spec.args.hidden_list=[4]'], ['--gpu', '99'],
+                      ['--workers', '-1'], ['--set', 'optimizer.args.lr=x']):
         for more in (['--overwrite'], ['--tag', 'b']):
             code, text = run(folder, *ARGUMENTS, *arguments, *more)
             assert code == 2 and os.listdir(f'{folder}/save') == ['_c'] and good_checkpoints(folder) == before, text
