@@ -97,7 +97,7 @@ def checkpoint_to_resume(config, folder, args):
     if config['resume'] is None:
         return None, None
     if not os.path.exists(config['resume']):
-        log.warning(f'resume: there is no file {config["resume"]}, so training begins anew')
+        log.warning(f'WARNING: resume: there is no file {config["resume"]}, so training begins anew')
         return None, None
     if config['init']:
         raise UserError(f'init {config["init"]} and resume {config["resume"]} exclude each other: start from weights, '

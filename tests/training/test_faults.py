@@ -183,8 +183,9 @@ def test_two_runs_of_one_name_do_not_share_a_folder():
 def test_a_killed_data_worker_is_named_with_the_command_that_resumes():
     """Without waiting for the others, and without tracebacks."""
     make_images('images', 40)
-    process = subprocess.Popen([sys.executable, f'{ROOT}/train_liif.py', *ARGUMENTS[:-1], '2', '--set', 'epoch_max=10000',
-                                '--set', 'val_dataset=null'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, f'{ROOT}/train_liif.py', *ARGUMENTS[:-1], '2', '--set', 'epoch_max=10000',
+               '--set', 'val_dataset=null']
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (os.path.exists(f'{RUN}/log.txt') and 'epoch 1/' in log_text()):
         assert process.poll() is None
         time.sleep(0.05)
