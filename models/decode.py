@@ -26,7 +26,7 @@ from .mlp import MLP
 
 
 SHIFT = 1e-6  # breaks the ties of queries half-way between two codes, and keeps clamped coordinates inside
-CPU_CHUNK, GPU_CHUNK = 8 << 20, 256 << 20  # bytes of one layer computed together: what a CPU caches, or fills a GPU
+CPU_CHUNK, GPU_CHUNK = 8 << 20, 32 << 20  # bytes of one layer computed together; of a GPU, where its cache is unknown
 BLOCK = 4  # chunks whose coordinates, offsets and weights are computed together
 
 
@@ -139,7 +139,7 @@ def _query_block(model, codes, coord, cell, work):
     index, offset = torch.stack(index), torch.stack(offset)  # (T, B * Q), (T, B * Q, 2)
     query = offset
     if model.cell_decode:
-        size = coord.new_tensor(codes.shape)
+        size = torch.tensor(codes.shape, device=coord.device, dtype=coord.dtype)  # (2,)
         query = torch.cat([offset, (cell * size).reshape(1, -1, 2).expand_as(offset)], dim=-1)  # (T, B * Q, 4)
     weight = opposite_areas(offset[..., 0], offset[..., 1])  # (T, B * Q)
     rgb = blend(model.imnet, codes.table, index.view(-1), query.flatten(0, 1), weight, work)  # (3, B * Q)
@@ -160,7 +160,7 @@ def on_grid(model, codes, y, x, cell, chunk=None):
     out = y.new_empty(b, 3, len(y), len(x))
     chunk = max(1, min(chunk // b if chunk else math.inf, queries_per_block(model, codes)))
     height, width = block_shape(len(y), len(x), chunk)
-    cell = (cell * y.new_tensor(codes.shape)).to(y)  # (2,), relative
+    cell = (cell * torch.tensor(codes.shape, device=y.device, dtype=y.dtype)).to(y)  # (2,), relative
     work = workspace(model, codes.table, len(sides) ** 2 * b * height * width)
     for r in range(0, len(y), height):
         for c in range(0, len(x), width):
@@ -183,12 +183,18 @@ def nearest_pixel(codes, coord):
     return F.grid_sample(codes.feat.to(coord.dtype), coord.flip(-1), mode='nearest', align_corners=False)
 
 
-# Chunks: what is computed together fits the cache of a CPU, or fills a GPU.
+# Chunks: a layer's input and output stay in the cache together.
 
 def rows_per_chunk(table):
     """Rows (M, D) of one layer that are computed together."""
-    budget = CPU_CHUNK if table.device.type == 'cpu' else GPU_CHUNK
-    return max(1, budget // (table.shape[-1] * table.element_size()))
+    return max(1, chunk_bytes(table.device) // (table.shape[-1] * table.element_size()))
+
+
+def chunk_bytes(device):
+    """Half the L2 cache of an NVIDIA GPU; constants for other devices."""
+    if device.type == 'cuda' and torch.cuda.is_available():
+        return getattr(torch.cuda.get_device_properties(device), 'L2_cache_size', 0) // 2 or GPU_CHUNK
+    return CPU_CHUNK if device.type == 'cpu' else GPU_CHUNK
 
 
 def queries_per_block(model, codes):
@@ -267,9 +273,16 @@ def _evaluate_chunk(imnet, table, index, query, columns, work):
     x = relu_(x.addmm_(query, columns))
     for matrix, bias in hidden:
         place, other = other, place
-        x = relu_(torch.addmm(bias, x, matrix.t(), out=place(len(bias))))  # (M, D)
+        x = linear_relu(x, matrix, bias, place(len(bias)))  # (M, D)
     # So narrow a product takes half the time by channels in float32, by rows in bf16.
     return F.linear(x, last).t() if x.dtype == torch.bfloat16 else torch.mm(last, x.t())
+
+
+def linear_relu(x, matrix, bias, out):
+    """relu(x W^T + b), written to `out`; on CUDA bias and ReLU are part of the product, where torch has that."""
+    if x.device.type == 'cuda' and hasattr(torch, '_addmm_activation'):
+        return torch._addmm_activation(bias, x, matrix.t(), out=out)
+    return relu_(torch.addmm(bias, x, matrix.t(), out=out))
 
 
 def relu_(x):

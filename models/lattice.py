@@ -113,7 +113,7 @@ def make_lattice(model, codes, cell, g=6, span=None):
     image = torch.empty((bottom - top) * k, columns * k, b, 3, device=device, dtype=dtype)
     rows = max(1, min(bottom - top, decode.BLOCK * decode.rows_per_chunk(table) // (b * k * k * columns)))  # at a time
     work = decode.workspace(model, table, b * rows * k * k * columns)
-    size = cell.new_tensor(codes.shape)
+    size = torch.tensor(codes.shape, device=device, dtype=dtype)
     for first in range(top, bottom, rows):
         n = min(rows, bottom - first)
         shape = b, n, k, columns, k

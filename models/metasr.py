@@ -36,7 +36,7 @@ class MetaSR(nn.Module):
         """
         b, c, h, w = self.feat.shape
         q = coord.shape[1]
-        size = coord.new_tensor([h, w])
+        size = torch.tensor([h, w], device=coord.device, dtype=coord.dtype)
         codes = F.unfold(self.feat.to(coord.dtype), 3, padding=1).view(b, 9 * c, h, w)
         corners = make_coord((h, w), flatten=False, device=coord.device, dtype=coord.dtype) - 1 / size  # (h, w, 2)
         corners = corners.permute(2, 0, 1).expand(b, 2, h, w)
