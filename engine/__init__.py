@@ -4,7 +4,7 @@ import os
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the folder of the project
 
-# How long threads that wait for one another spin, before torch starts any. The default, milliseconds, makes small parallel
-# jobs many times slower as soon as another process wants a core (docs/speed.md).
+# How long threads that wait for one another spin; set before torch starts any. The default, milliseconds, makes small
+# parallel jobs many times slower as soon as another process needs a core (docs/speed.md).
 if 'OMP_WAIT_POLICY' not in os.environ:
     os.environ.setdefault('GOMP_SPINCOUNT', '3000')

@@ -2,7 +2,6 @@
 
 Coordinates come from utils.axis_coord, so what is drawn is what the code does.
 """
-import argparse
 import io
 import os
 
@@ -12,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
+from engine.runtime import Parser, run_program
 from utils import atomic_write, axis_coord
 
 CODE, QUERY, LINE, SOFT = '#1f3b63', '#d1362f', '#9aa3ad', '#eef1f5'
@@ -22,7 +22,7 @@ STYLE = {'font.size': 11, 'font.family': 'DejaVu Sans', 'axes.spines.top': False
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('--output', default=os.path.join(ROOT, 'docs', 'figures'))
     args = parser.parse_args(argv)
     os.makedirs(args.output, exist_ok=True)
@@ -270,4 +270,4 @@ def cell():
 FIGURES = {draw.__name__: draw for draw in (overview, coordinates, relative, corners, ensemble, unfold, cell, ties)}
 
 if __name__ == '__main__':
-    main()
+    run_program(main)

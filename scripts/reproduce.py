@@ -3,7 +3,7 @@
     python scripts/reproduce.py 1            # DIV2K (1), benchmark sets (2), ablations (3), CelebA-HQ (4)
     python scripts/reproduce.py 1 2 --plan   # only print what is done, what is missing and what it costs
     python scripts/reproduce.py --smoke      # all four on tiny data and tiny networks, as a test
-    python scripts/reproduce.py --readme     # write the committed results into README.md, docs/results.md, docs/budget.md
+    python scripts/reproduce.py --readme     # write the committed results into README.md and docs/
 
 Trains what is not trained yet (save/_<config name>, going on where a run stopped), measures what is not measured yet
 (out/tables) and prints the table with the published numbers. It may be interrupted and started again at any time.

@@ -468,7 +468,8 @@ def test_opaque_stays_opaque(tmp_path, suffix):
 def test_avif(tmp_path):
     need_avif('.avif')
     pixels = np.dstack([CHELSEA, CHELSEA[..., 1]])
-    picture = copy(read_picture(save(tmp_path / 'a.png', pixels, dpi=(300, 300), icc_profile=SRGB)), tmp_path / 'b.avif')
+    path = save(tmp_path / 'a.png', pixels, dpi=(300, 300), icc_profile=SRGB)
+    picture = copy(read_picture(path), tmp_path / 'b.avif')
     assert np.abs(picture.colour.permute(1, 2, 0).numpy() * 255 - CHELSEA).mean() < 3
     assert (picture.alpha[0] * 255 - torch.from_numpy(CHELSEA[..., 1])).abs().mean() < 3
     assert picture.icc == SRGB and np.allclose(picture.dpi, (300, 300), atol=0.1)

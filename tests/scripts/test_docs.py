@@ -16,7 +16,7 @@ from tests.common import ROOT
 
 
 FENCE = re.compile(r'^```([^\n`]*)\n(.*?)^```[ ]*$', re.MULTILINE | re.DOTALL)
-FOLDERS = ('', 'docs', 'load', 'weights', 'configs', 'benchmarks', 'tests')
+FOLDERS = ('', 'docs', 'load', 'weights', 'configs', 'benchmarks', 'scripts', 'tests')
 
 
 def pages():
@@ -93,3 +93,9 @@ def test_shift_settles_ties(monkeypatch):
     assert [both_neighbours(n, s) for n in (48, 100, 171) for s in (3, 5, 7)] == [0] * 9
     monkeypatch.setattr(decode, 'SHIFT', 0)
     assert both_neighbours(48, 3) > 5
+
+
+def test_every_script_is_listed():
+    text = read('scripts/README.md')
+    names = [name for name in os.listdir(os.path.join(ROOT, 'scripts')) if name.endswith(('.py', '.sh'))]
+    assert [name for name in names if name not in text and name != '_path.py'] == []
