@@ -66,8 +66,8 @@ def pack_path(root):
 
 
 def open_pack(root, names, max_pixels):
-    """The Pack of the files `names` of the folder `root`. Images that it lacks, or whose files have changed, are decoded
-    and added first. Raises UserError when the cache cannot be written."""
+    """The Pack of the files `names` of the folder `root`. Images that it lacks, or whose files have changed, are
+    decoded and added first. Raises UserError when the cache cannot be written."""
     path = pack_path(root)
     pack = _load(path, root, names, max_pixels)
     if pack is None:
