@@ -77,7 +77,7 @@ def main(argv=None):
     parser.add_argument('--readme', action='store_true',
                         help='write the results in weights/ and benchmarks/results into the documentation')
     parser.add_argument('--gpu', help='as of train_liif.py: 0, or 0,1,2,3 to train on several, or cpu')
-    parser.add_argument('--precision', choices=['float32', 'bf16', 'fp16'], help='of measuring')
+    parser.add_argument('--precision', choices=['float32', 'tf32', 'bf16', 'fp16'], help='of measuring')
     parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='override a key of trainings')
     parser.add_argument('--tag', help='appended to the names of the run folders')
     parser.add_argument('--workers', type=int, help='processes that read images')

@@ -156,10 +156,3 @@ def eval_psnr(loader, model, data_norm=None, eval_type=None, eval_bsize=None, ve
         mean.add(part.psnr, part.count)
         progress.set_description(f'val {mean.item():.4f}')
     return mean.item()
-
-
-def batch_psnr(model, batch, data_norm=None, eval_type=None, eval_bsize=None):
-    """(PSNR in dB of a batch, its prediction). For callers that do not use `measure` yet."""
-    part = next(measure([batch], lambda batch: predict_rgb(model, batch, data_norm, eval_bsize), model_device(model),
-                        eval_type))
-    return part.psnr, part.pred

@@ -24,6 +24,7 @@ from engine.optim import learning_rate, make_optimizer
 from engine.training import loop, monitor
 from engine.training.run_folder import RunFolder, folder_name
 from engine.training.state import State, check_resumable, compare
+from tests.common import ROOT
 from tests.survival import make_images, tiny_config, write_config
 from utils import UserError
 
@@ -423,3 +424,15 @@ def test_a_loader_that_keeps_the_model_waiting_is_named(config, monkeypatch, cap
     for _ in monitor.Monitor(State(config, CPU, 3), None, folder, None).batches(slow()):
         now[0] += 1
     assert 'waited for data 75% of the time' in caplog.messages[-1]
+
+
+def test_reliability_md_names_tests_that_exist():
+    with open(os.path.join(ROOT, 'docs', 'reliability.md')) as f:
+        named = set(re.findall(r'`(test_\w+)`', f.read()))
+    found = set()
+    for room in ('training', 'engine'):
+        for name in os.listdir(os.path.join(ROOT, 'tests', room)):
+            if name.endswith('.py'):
+                with open(os.path.join(ROOT, 'tests', room, name)) as f:
+                    found |= set(re.findall(r'^def (test_\w+)', f.read(), re.M))
+    assert len(named) > 40 and not named - found
