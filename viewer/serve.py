@@ -4,7 +4,7 @@
     python viewer/serve.py                     # a sample image; drop another on the page
 
 Open the address it prints. The server sends a lattice of decoded values for what is visible, once; the page draws every
-zoom level from it (viewer/lattice.py). Images stay in the memory of this program; nothing is written. Ctrl-C ends it.
+zoom level from it (docs/viewer.md). Images stay in the memory of this program; nothing is written. Ctrl-C ends it.
 """
 import os
 import socket

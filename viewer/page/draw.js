@@ -5,27 +5,32 @@
 //
 //     sum_r sum_c  wy[r] * wx[c] * texel(at + (c, r)),   r, c = 0 ... 3,
 //
-// a texel being a pixel of the source (bicubic) or a node of the lattice (LIIF).
+// a texel being a pixel of the source (bicubic) or a node of the lattice (LIIF). A GPU reads all 16 in one pass. Where
+// a CPU does its work, two passes are faster: the first sums along each row of texels into `rows`, the second down
+// these.
 
 const VERTEX = `#version 300 es
 void main() {  // one triangle that covers the screen; the scissor cuts out what is drawn
   gl_Position = vec4(gl_VertexID == 1 ? 3. : -1., gl_VertexID == 2 ? 3. : -1., 0., 1.);
 }`;
 
-// Compiled once for each kind of drawing: KIND is NEAREST, BICUBIC, LIIF or REDUCED; TRANSPARENT says that the image has
-// alpha. Loops are written out, which takes half the time where a CPU does the work of a GPU.
-const FRAGMENT = (kind, transparent) => `#version 300 es
+// Compiled once for each kind of drawing: NEAREST, BICUBIC, LIIF or REDUCED; TRANSPARENT says that the image has alpha;
+// PASS is 1 or 2 of two passes, else 0. Loops are written out, which halves the time on a CPU.
+const FRAGMENT = (kind, transparent, pass) => `#version 300 es
 #define ${kind.toUpperCase()}
+#define PASS ${pass}
 ${transparent ? '#define TRANSPARENT' : ''}
 precision highp float;
 precision highp int;
 precision highp sampler2D;
 uniform sampler2D source;   // pixels of the source, from pixel \`corner\` on
 uniform sampler2D lattice;  // nodes of one tile
+uniform sampler2D rows;     // what the first pass found: a column of it is one of the screen
+uniform int firstRow;       // the row of texels that its first row stands for
 uniform float height;       // of the screen
 uniform float scale;        // pixels of the screen per pixel of the source
-uniform ivec2 base;         // a pixel of the source near to what is drawn; positions are relative to its upper left corner,
-uniform vec2 origin;        // which lies here on the screen: so float32 is enough at any scale
+uniform ivec2 base;         // a pixel of the source near to what is drawn: positions are relative to its upper left
+uniform vec2 origin;        // corner, which lies here on the screen, so that float32 is enough at any scale
 uniform ivec2 size;         // of the source
 uniform ivec2 corner;
 uniform ivec2 pieces;       // of the tile
@@ -60,6 +65,13 @@ vec4 row(sampler2D texels, ivec2 at, vec4 w) {
     + w.z * texelFetch(texels, at + ivec2(2, 0), 0) + w.w * texelFetch(texels, at + ivec2(3, 0), 0);
 }
 vec4 interpolate(sampler2D texels, ivec2 at, vec4 wx, vec4 wy) {
+  ivec2 done = ivec2(gl_FragCoord.x, at.y - firstRow);
+#if PASS == 1
+  return row(texels, ivec2(at.x, firstRow + int(gl_FragCoord.y)), wx);
+#elif PASS == 2
+  return wy.x * texelFetch(rows, done, 0) + wy.y * texelFetch(rows, done + ivec2(0, 1), 0)
+    + wy.z * texelFetch(rows, done + ivec2(0, 2), 0) + wy.w * texelFetch(rows, done + ivec2(0, 3), 0);
+#endif
   return wy.x * row(texels, at, wx) + wy.y * row(texels, at + ivec2(0, 1), wx)
     + wy.z * row(texels, at + ivec2(0, 2), wx) + wy.w * row(texels, at + ivec2(0, 3), wx);
 }
@@ -101,7 +113,8 @@ void main() {
 #endif
   colour.a = 1.;
 }`;
-const UNIFORMS = ['source', 'lattice', 'height', 'scale', 'base', 'origin', 'size', 'corner', 'pieces', 'steps', 'square'];
+const UNIFORMS = ['source', 'lattice', 'rows', 'firstRow', 'height', 'scale', 'base', 'origin', 'size', 'corner',
+  'pieces', 'steps', 'square'];
 
 const GUTTER = 4;  // pixels around a tile of the source, for the taps of bicubic beyond its border
 // Bytes of lattice that are kept; phones and tablets have less memory.
@@ -124,19 +137,23 @@ export class Painter {
     gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, 1, 1, 0, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(4));
     this.sources = [];
     this.tiles = new Map();  // 'row,column' -> {texture, bytes}, the least recently drawn first
+    const info = gl.getExtension('WEBGL_debug_renderer_info');
+    const name = info ? gl.getParameter(info.UNMASKED_RENDERER_WEBGL) : '';
+    this.twice = /swiftshader|llvmpipe|software/i.test(name) && Boolean(gl.getExtension('EXT_color_buffer_float'));
     this.side = Math.min(1024, gl.getParameter(gl.MAX_TEXTURE_SIZE) - 2 * GUTTER);
   }
 
-  // Use the program of a kind, with what is the same for all parts of a frame.
-  use(kind) {
-    const {gl, programs} = this, key = `${kind} ${this.transparent}`;
-    if (!programs.has(key)) programs.set(key, this.compile(kind));
+  // Use the program of a kind and pass, with what is the same for all parts of a frame.
+  use(kind, pass) {
+    const {gl, programs} = this, key = `${kind} ${this.transparent} ${pass}`;
+    if (!programs.has(key)) programs.set(key, this.compile(kind, pass));
     const found = programs.get(key), {program, at} = found;
     if (this.used === found) return at;
     this.used = found;
     gl.useProgram(program);
     gl.uniform1i(at.source, 0);
     gl.uniform1i(at.lattice, 1);
+    gl.uniform1i(at.rows, 2);
     gl.uniform1f(at.height, this.canvas.height);
     gl.uniform1f(at.scale, this.scale);
     gl.uniform1f(at.square, 8 * this.ratio);
@@ -144,9 +161,10 @@ export class Painter {
     return at;
   }
 
-  compile(kind) {
+  compile(kind, pass) {
     const {gl} = this, program = gl.createProgram();
-    for (const [type, text] of [[gl.VERTEX_SHADER, VERTEX], [gl.FRAGMENT_SHADER, FRAGMENT(kind, this.transparent)]]) {
+    const fragment = FRAGMENT(kind, this.transparent, pass);
+    for (const [type, text] of [[gl.VERTEX_SHADER, VERTEX], [gl.FRAGMENT_SHADER, fragment]]) {
       const shader = gl.createShader(type);
       gl.shaderSource(shader, text);
       gl.compileShader(shader);
@@ -261,29 +279,76 @@ export class Painter {
 
   // Draw the part {left, top, right, bottom} of the source: pixels whose centres lie in it.
   drawPart(screen, part, kind, source, tile, found) {
-    const {gl} = this, {s, ox, oy} = screen;
+    const {gl, canvas} = this, {s, ox, oy} = screen;
     const edge = (o, v) => Math.ceil(o + v * s - .5);
     const left = Math.max(screen.left, edge(ox, part.left)), right = Math.min(screen.right, edge(ox, part.right));
     const top = Math.max(0, edge(oy, part.top)), bottom = Math.min(screen.height, edge(oy, part.bottom));
     if (left >= right || top >= bottom) return;
-    const at = this.use(kind);
     const base = tile ? tile.map(v => v * this.grid.tile) : [part.left, part.top];
-    if (found) {
-      gl.uniform2i(at.pieces, this.pieces(this.size[0], tile[0]), this.pieces(this.size[1], tile[1]));
-      gl.uniform1f(at.steps, found.steps);
-    } else {  // relative to what is seen, since a source tile is large
+    if (!found) {  // relative to what is seen, since a source tile is large
       base[0] = Math.max(base[0], Math.floor((left - ox) / s));
       base[1] = Math.max(base[1], Math.floor((top - oy) / s));
     }
+    const place = {base, origin: [ox + base[0] * s, oy + base[1] * s], source, tile, found};
+    const [first, last] = this.texelRows(kind, place, top, bottom);
+    const count = last - first + 1, most = Math.min(1.5 * (bottom - top), canvas.height);
+    const two = this.twice && !this.transparent && count <= most;
+    if (two) {
+      this.toRows(true);
+      this.set(this.use(kind, 1), place, first);
+      gl.scissor(left, 0, right - left, count);
+      gl.drawArrays(gl.TRIANGLES, 0, 3);
+      this.toRows(false);
+    }
+    this.set(this.use(kind, two ? 2 : 0), place, first);
+    gl.scissor(left, screen.height - bottom, right - left, bottom - top);
+    gl.drawArrays(gl.TRIANGLES, 0, 3);
+  }
+
+  // The first and last row of texels that the rows of the screen from `top` to `bottom` read, and one more each, since
+  // float32 may round to the next.
+  texelRows(kind, {base, origin, source, tile, found}, top, bottom) {
+    if (kind !== 'liif' && kind !== 'bicubic') return [0, Infinity];
+    const at = row => {
+      const p = (row + .5 - origin[1]) / this.scale;
+      if (kind === 'bicubic') return base[1] + Math.floor(p - .5) - 1 - source.corner[1];
+      const {steps} = found, count = this.pieces(this.size[1], tile[1]);
+      const piece = Math.min(Math.max(Math.floor(p + .5), 0), count - 1), t = (p + .5 - piece) * steps;
+      return piece * steps + Math.min(Math.max(Math.floor(t) - 1, 0), steps - 3);
+    };
+    return [at(top) - 1, at(bottom - 1) + 4];
+  }
+
+  set(at, {base, origin, source, tile, found}, firstRow) {
+    const {gl} = this;
+    if (found) {
+      gl.uniform2i(at.pieces, this.pieces(this.size[0], tile[0]), this.pieces(this.size[1], tile[1]));
+      gl.uniform1f(at.steps, found.steps);
+    }
     gl.uniform2i(at.base, ...base);
-    gl.uniform2f(at.origin, ox + base[0] * s, oy + base[1] * s);
+    gl.uniform2f(at.origin, ...origin);
     gl.uniform2i(at.corner, ...source.corner);
+    gl.uniform1i(at.firstRow, Number.isFinite(firstRow) ? firstRow : 0);
     gl.activeTexture(gl.TEXTURE0);
     gl.bindTexture(gl.TEXTURE_2D, source.texture);
     gl.activeTexture(gl.TEXTURE1);
     gl.bindTexture(gl.TEXTURE_2D, found ? found.texture : this.blank);
-    gl.scissor(left, screen.height - bottom, right - left, bottom - top);
-    gl.drawArrays(gl.TRIANGLES, 0, 3);
+  }
+
+  // Draw into the texture `rows`, as large as the screen, or again onto the screen, where it can then be read.
+  toRows(on) {
+    const {gl, canvas: {width, height}} = this;
+    if (!this.rows || this.rows.width !== width || this.rows.height !== height) {
+      if (this.rows) gl.deleteTexture(this.rows.texture);
+      const texture = this.texture(gl.NEAREST), frame = this.rows?.frame ?? gl.createFramebuffer();
+      gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA16F, width, height, 0, gl.RGBA, gl.HALF_FLOAT, null);
+      gl.bindFramebuffer(gl.FRAMEBUFFER, frame);
+      gl.framebufferTexture2D(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.TEXTURE_2D, texture, 0);
+      this.rows = {texture, frame, width, height};
+    }
+    gl.activeTexture(gl.TEXTURE2);
+    gl.bindTexture(gl.TEXTURE_2D, on ? this.blank : this.rows.texture);
+    gl.bindFramebuffer(gl.FRAMEBUFFER, on ? this.rows.frame : null);
   }
 }
 
@@ -292,8 +357,10 @@ export function visible({s, ox, oy, left, right, height}, size, tile) {
   const first = v => Math.max(0, Math.floor((v + .5) / tile));
   const last = (v, n) => Math.min(Math.floor(n / tile), Math.floor((v + .5) / tile));
   const found = [];
-  for (let row = first(-oy / s); row <= last((height - oy) / s, size[1]); row++) {
-    for (let column = first((left - ox) / s); column <= last((right - ox) / s, size[0]); column++) found.push([row, column]);
+  const rows = [first(-oy / s), last((height - oy) / s, size[1])];
+  const columns = [first((left - ox) / s), last((right - ox) / s, size[0])];
+  for (let row = rows[0]; row <= rows[1]; row++) {
+    for (let column = columns[0]; column <= columns[1]; column++) found.push([row, column]);
   }
   return found;
 }

@@ -46,7 +46,8 @@ function inView() {
   const ox = width / 2 - x * s, oy = stage.height / 2 - y * s;
   const left = Math.max(0, Math.round(ox)), right = Math.min(width, Math.round(ox + picture.width * s));
   const top = Math.max(0, Math.round(oy)), bottom = Math.min(stage.height, Math.round(oy + picture.height * s));
-  const part = {columns: right - left, rows: bottom - top, x: Math.max(0, (left - ox) / s), y: Math.max(0, (top - oy) / s)};
+  const part = {columns: right - left, rows: bottom - top,
+    x: Math.max(0, (left - ox) / s), y: Math.max(0, (top - oy) / s)};
   part.w = Math.min(picture.width - part.x, part.columns / s);
   part.h = Math.min(picture.height - part.y, part.rows / s);
   return part.columns > 0 && part.rows > 0 ? part : null;
@@ -176,7 +177,8 @@ function fetchTiles() {
   }
   document.body.dataset.state = able.length ? 'working' : rough.length ? 'failed' : 'done';
   document.body.dataset.drafts = tiles.missing.length ? 'missing' : 'there';
-  const what = tiles.missing.length ? [seen.length - tiles.missing.length, 'drafts'] : [seen.length - rough.length, 'tiles'];
+  const drafts = seen.length - tiles.missing.length;
+  const what = tiles.missing.length ? [drafts, 'drafts'] : [seen.length - rough.length, 'tiles'];
   say(able.length ? `${what[0]} of ${seen.length} ${what[1]}` : '');
   redraw();
 }
@@ -255,19 +257,22 @@ function draw() {
 }
 function drawRings() {  // on each tile that is missing: turning where it is being computed
   const pen = rings.getContext('2d'), k = ratio();
+  rings.hidden = !usesTiles() || !tiles.missing.length || model.tile * view.s < RING * k;  // a layer costs time
+  if (rings.hidden) return;
   pen.clearRect(0, 0, rings.width, rings.height);
-  if (!usesTiles() || !tiles.missing.length || model.tile * view.s < RING * k) return;
   const {width, height} = picture, pane = panes().find(p => p.kind === 'liif'), {tile} = model;
   const turn = performance.now() / 400;
   let working = false;
   pen.lineWidth = 2.5 * k;
   for (const [row, column] of tiles.missing) {
-    const key = `${row},${column}`, x = (Math.max(0, column * tile - .5) + Math.min(width, (column + 1) * tile - .5)) / 2;
+    const key = `${row},${column}`;
+    const x = (Math.max(0, column * tile - .5) + Math.min(width, (column + 1) * tile - .5)) / 2;
     const y = (Math.max(0, row * tile - .5) + Math.min(height, (row + 1) * tile - .5)) / 2;
     const px = pane.centre + (x - view.x) * view.s, py = stage.height / 2 + (y - view.y) * view.s;
     if (px < pane.left || px > pane.right) continue;
     const asked = tiles.asked.has(key);
-    for (const [colour, from, to] of [['#0006', 0, 7], [asked ? '#fff' : '#fff5', asked ? turn : 0, asked ? turn + 4 : 7]]) {
+    const arc = asked ? ['#fff', turn, turn + 4] : ['#fff5', 0, 7];
+    for (const [colour, from, to] of [['#0006', 0, 7], arc]) {
       pen.strokeStyle = colour;
       pen.beginPath();
       pen.arc(px, py, 9 * k, from, to);
@@ -331,8 +336,9 @@ function remember() {
 function remembered() {
   const values = new URLSearchParams(location.hash.slice(1)), number = name => Number(values.get(name) ?? NaN);
   const [x, y, s, d] = ['x', 'y', 's', 'd'].map(number);
-  return {id: values.get('id'), model: values.get('model'), simple: values.get('m') === 'nearest' ? 'nearest' : 'bicubic',
-    beside: values.get('beside') === '1', divider: Number.isFinite(d) ? clamp(d, 0, 1) : .5,
+  return {id: values.get('id'), model: values.get('model'),
+    simple: values.get('m') === 'nearest' ? 'nearest' : 'bicubic', beside: values.get('beside') === '1',
+    divider: Number.isFinite(d) ? clamp(d, 0, 1) : .5,
     view: [x, y, s].every(Number.isFinite) && s > 0 ? {x, y, s: s * ratio()} : null};
 }
 async function copyLink() {
@@ -448,14 +454,16 @@ $('saving').onclose = async () => {
 };
 async function saveShot() {  // the screen as it is, with the divider and the names of the methods
   draw();  // in the same task as it is copied: WebGL does not keep what it drew
-  const out = new OffscreenCanvas(stage.width, stage.height), pen = out.getContext('2d'), k = ratio(), [left, right] = panes();
+  const out = new OffscreenCanvas(stage.width, stage.height), pen = out.getContext('2d');
+  const k = ratio(), [left, right] = panes();
   pen.drawImage(stage, 0, 0);
   pen.fillStyle = '#fff';
   pen.fillRect(left.right - k, 0, 2 * k, stage.height);
   pen.font = `${13 * k}px system-ui, sans-serif`;
   pen.textBaseline = 'middle';
   for (const [text, edge, side] of [[left.kind, left.right - 12 * k, -1], [right.kind, left.right + 12 * k, 1]]) {
-    const name = `${text === 'liif' ? 'LIIF' : text} ${$('scale').textContent}`, w = pen.measureText(name).width + 20 * k;
+    const name = `${text === 'liif' ? 'LIIF' : text} ${$('scale').textContent}`;
+    const w = pen.measureText(name).width + 20 * k;
     pen.fillStyle = '#14161ab8';
     pen.beginPath();
     pen.roundRect(side < 0 ? edge - w : edge, 16 * k, w, 26 * k, 13 * k);
@@ -566,8 +574,8 @@ addEventListener('keydown', event => {
 });
 addEventListener('keyup', event => { if (event.key === ' ') flip(false); });
 addEventListener('blur', () => flip(false));
-const buttons = {in: actions['+'], out: actions['-'], fit: actions['0'], one: actions['1'], fly, save, shot: saveShot, full: fullScreen,
-  link: copyLink, help, open: actions.o, choose: actions.o, method: actions.n, beside: actions.c};
+const buttons = {in: actions['+'], out: actions['-'], fit: actions['0'], one: actions['1'], fly, save, shot: saveShot,
+  full: fullScreen, link: copyLink, help, open: actions.o, choose: actions.o, method: actions.n, beside: actions.c};
 for (const [id, action] of Object.entries(buttons)) $(id).onclick = action;
 $('model').onchange = () => pickModel($('model').value);
 $('file').onchange = () => { upload($('file').files[0]); $('file').value = ''; };

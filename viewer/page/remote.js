@@ -26,7 +26,7 @@ export const open = async file =>
 // {bitmap, transparent}
 export async function source({id}) {
   const blob = await (await ask('/source?' + query({id}))).blob();
-  const kind = new Uint8Array(await blob.slice(25, 26).arrayBuffer())[0];  // colour type of a PNG: 2 RGB, 6 RGB and alpha
+  const kind = new Uint8Array(await blob.slice(25, 26).arrayBuffer())[0];  // of a PNG: 2 is RGB, 6 RGB and alpha
   const options = {premultiplyAlpha: 'none', colorSpaceConversion: 'none'};
   return {bitmap: await createImageBitmap(blob, options), transparent: kind === 6};
 }
@@ -36,7 +36,8 @@ export const tile = async ({id}, model, row, column, steps, signal) =>
   (await ask('/tile?' + query({id, model, row, column, steps}), {signal})).arrayBuffer();
 
 // The address of a part {x, y, w, h, rows, columns} rendered exactly; save: as a download.
-export const address = ({id}, model, part, save) => '/render?' + query({id, model, ...part, ...(save ? {save: 1} : {})});
+export const address = ({id}, model, part, save) =>
+  '/render?' + query({id, model, ...part, ...(save ? {save: 1} : {})});
 
 export const render = async (picture, model, part, signal) =>
   createImageBitmap(await (await ask(address(picture, model, part), {signal})).blob());
