@@ -16,7 +16,7 @@ from engine.rendering.picture import read_picture
 from engine.rendering.renderer import quantize
 from models import decodes_grids
 from utils import UserError
-from viewer.lattice import CLIP, STEPS, TILE, has_lattice, lattice_tile, tiles
+from viewer.lattice import CLIP, STEPS, TILE, is_continuous, lattice_tile, tiles
 
 
 KEPT = 4  # images held in memory
@@ -102,7 +102,7 @@ class Viewer:
         with self.computing:
             renderer = self.renderer(name)
         return {'name': name, 'kind': type(renderer.model).__name__, 'precision': renderer.precision,
-                'device': renderer.device.type, 'lattice': has_lattice(renderer.model), 'steps': STEPS, 'tile': TILE}
+                'device': renderer.device.type, 'lattice': is_continuous(renderer.model), 'steps': STEPS, 'tile': TILE}
 
     def tile(self, key, name, row, column, steps, alive):
         """A tile of the lattice, float16 (rows, columns, 3); None when `alive()` is false once its turn has come."""
@@ -114,7 +114,7 @@ class Viewer:
         with self.computing:
             if not alive():
                 return None
-            if not has_lattice(self.renderer(name).model):
+            if not is_continuous(self.renderer(name).model):
                 raise UserError(f'{name} has no lattice, since its decoded image has steps')
             return lattice_tile(self._scene(key, name), row, column, steps)
 

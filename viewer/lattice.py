@@ -23,7 +23,7 @@ TILE = 32  # pieces per axis of a tile
 CLIP = 4  # largest scale of training: the cell of the lattice is that of x4
 
 
-def has_lattice(model):
+def is_continuous(model):
     """Whether the decoded image is continuous, which it is with the local ensemble."""
     return bool(getattr(model, 'local_ensemble', False))
 

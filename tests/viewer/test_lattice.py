@@ -7,7 +7,7 @@ import models
 from engine.rendering.api import load_renderer
 from engine.rendering.renderer import Renderer
 from tests.common import small_model, small_spec
-from viewer.lattice import CLIP, STEPS, TILE, axis_nodes, has_lattice, lattice_tile, tiles
+from viewer.lattice import CLIP, STEPS, TILE, axis_nodes, is_continuous, lattice_tile, tiles
 
 
 def drawing(h, w):
@@ -87,7 +87,7 @@ def test_tiles_of_an_image_encoded_in_parts():
 
 
 def test_only_continuous_images_have_one():
-    assert has_lattice(small_model())
-    assert not has_lattice(small_model(local_ensemble=False))
+    assert is_continuous(small_model())
+    assert not is_continuous(small_model(local_ensemble=False))
     metasr = {'name': 'metasr', 'args': {'encoder_spec': small_spec()['args']['encoder_spec']}}
-    assert not has_lattice(models.make(metasr))
+    assert not is_continuous(models.make(metasr))

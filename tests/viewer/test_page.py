@@ -97,10 +97,10 @@ def region(view, width=800, height=600):
     return view['x'] - width / 2 / s, view['y'] - height / 2 / s, width / s, height / s
 
 
-def bicubic(part, size):
-    """Pillow's bicubic interpolation of PIXELS, in floats: integers it rounds and clips between two passes."""
+def bicubic(part, size, pixels=PIXELS):
+    """Pillow's bicubic interpolation, in floats: integers it rounds and clips between two passes."""
     box = (part[0], part[1], part[0] + part[2], part[1] + part[3])
-    channels = [Image.fromarray(PIXELS[..., k].astype(np.float32)).resize(size[::-1], Image.BICUBIC, box=box)
+    channels = [Image.fromarray(pixels[..., k].astype(np.float32)).resize(size[::-1], Image.BICUBIC, box=box)
                 for k in range(3)]
     return np.stack([np.asarray(channel) for channel in channels], axis=-1).clip(0, 255)
 
@@ -164,6 +164,18 @@ def test_wheel_drag_and_double_click(page):
     assert view['y'] - before['y'] == pytest.approx(-30 / view['s'], abs=1e-3)
     page.page.mouse.dblclick(600, 250)
     assert page.finished()['s'] == pytest.approx(2 * view['s'])
+
+
+def test_images_in_several_textures(chromium, tmp_path):
+    pixels = np.random.default_rng(6).integers(0, 256, (40, 1100, 3), dtype=np.uint8)
+    with serving(small_viewer(tmp_path / 'wide.png', pixels)) as port:
+        page = Page(chromium, port, '#x=1030&y=20&s=12&d=0.5', viewport={'width': 400, 'height': 300})
+        assert page.page.evaluate('liif.painter().sources.length') == 2
+        found, part = page.canvas(), region(page.view(), 400, 300)
+        page.context.close()
+    assert abs(found[:, :200] - bicubic(part, (300, 400), pixels)[:, :200]).max() <= 1
+    wanted = exact(part, (300, 400), pixels)[:, 200:]
+    assert psnr(found[:, 200:] / 255, wanted / 255) > 45 and not page.problems
 
 
 def test_pinching(page):
