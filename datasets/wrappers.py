@@ -123,7 +123,11 @@ class SRImplicitDownsampled(Wrapper):
             h = w = self.inp_size
             hr = np.ascontiguousarray(random_crop(image, round(self.inp_size * s), rng))
         flips = rng.random(3) < 0.5 if self.augment else (False,) * 3
-        return self.make_item(resize(hr, h, w), hr, flips, rng)
+        return self.make_item(self.reduce(hr, h, w, rng), hr, flips, rng)
+
+    def reduce(self, hr, h, w, rng):
+        """The input, uint8 (h, w, 3), of the ground truth hr (H, W, 3)."""
+        return resize(hr, h, w)
 
     def check(self, index):
         height, width = self.dataset.size(index)
@@ -237,10 +241,10 @@ class SRImplicitUniformVaried(Wrapper):
         self.dataset.size(index)
 
 
-def resize(image, height, width):
-    """uint8 (H, W, 3) to (height, width, 3) with PIL's bicubic (a = -0.5, antialiased), as the paper's data."""
+def resize(image, height, width, kernel=Image.BICUBIC):
+    """uint8 (H, W, 3) to (height, width, 3) with a kernel of PIL, antialiased; the paper's is bicubic (a = -0.5)."""
     image = Image.fromarray(np.ascontiguousarray(image))
-    return np.asarray(image.resize((width, height), Image.BICUBIC))
+    return np.asarray(image.resize((width, height), kernel))
 
 
 def random_crop(image, size, rng):

@@ -351,7 +351,7 @@ def agree_momentum(check, args, path):
 AGREEMENTS = {'image-folder': agree_split, 'paired-image-folders': agree_split, 'liif': agree_decoder,
               'rcan': agree_attention, 'sgd': agree_momentum}
 PAIRED = {'sr-implicit-paired': 'paired-image-folders', 'sr-implicit-uniform-varied': 'paired-image-folders',
-          'sr-implicit-downsampled': 'image-folder'}
+          'sr-implicit-downsampled': 'image-folder', 'sr-implicit-degraded': 'image-folder'}
 
 
 def agree_data(check, data, path, eval_type=None):
@@ -362,7 +362,7 @@ def agree_data(check, data, path, eval_type=None):
     if wanted is not None and found != wanted and found in PAIRED.values():
         check.fail(join(path, 'dataset.name'), show(found), f'{wanted}, which {name} reads', 'change one of the two')
     queries, side, low, high = args.get('sample_q'), None, None, None  # side: of the smallest ground truth
-    if name == 'sr-implicit-downsampled':
+    if name in ('sr-implicit-downsampled', 'sr-implicit-degraded'):
         low, high = args['scale_min'], args['scale_max']
         if high is not None and high < low:
             check.fail(f'{prefix}scale_max', show(high), f'at least scale_min, {low}', 'exchange or correct them')

@@ -6,6 +6,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 import datasets
+from datasets.degraded import FIXED, degrade
 from datasets.imresize import imresize, lr_size, parse_scale, scale_name, shave_width
 from datasets.wrappers import Wrapper
 from engine import ROOT
@@ -93,7 +94,28 @@ def read_suite(name, scales=None, data_root=None):
 
 
 def read_test(test, where, wanted, data_root):
-    """The cases of one entry of a suite."""
+    """The cases of one entry of a suite; one for each of its `degradations`, {name: arguments of `degrade`}, if any."""
+    if not isinstance(test, dict) or 'degradations' not in test:
+        yield from read_clean_test(test, where, wanted, data_root)
+        return
+    kinds = test['degradations']
+    if 'hr' not in test or not isinstance(kinds, dict) or not kinds:
+        raise UserError(f'{where}.degradations: found {str(kinds)[:80]}, expected a mapping from names to what is '
+                        f'done, such as JPEG 75: {{quality: 75}}, and hr: a folder')
+    clean = {key: value for key, value in test.items() if key != 'degradations'}
+    for name, steps in kinds.items():
+        for key, value in (steps.items() if isinstance(steps, dict) else [('', steps)]):
+            kind = FIXED.get(key)
+            if kind is None or not kind.accepts(value):
+                raise UserError(f'{where}.degradations.{name}{"." * bool(key)}{key}: found {str(value)[:80]}, expected '
+                                f'{kind.text if kind else "a mapping with some of " + ", ".join(FIXED)}')
+        for case in read_clean_test({**clean, 'data': f'{test["data"]}, {name}'}, where, wanted, data_root):
+            case.config['test_dataset']['wrapper']['args']['degradation'] = dict(steps)
+            yield case
+
+
+def read_clean_test(test, where, wanted, data_root):
+    """The cases of one entry of a suite, without degradations."""
     keys = ({'data', 'scales', 'config'}, {'data', 'scales', 'hr', 'metric'},
             {'data', 'scales', 'hr', 'metric', 'split_file', 'split_key'})
     if not isinstance(test, dict) or set(test) not in keys or not isinstance(test['scales'], list) \
@@ -156,11 +178,12 @@ def locate(dataset, data_root=None):
 
 
 class FromHR(Wrapper):
-    """(LR, HR) samples at any scale by the rule of docs/lr-kernels.md; `dataset`: HR images."""
+    """(LR, HR) samples at any scale by the rule of docs/lr-kernels.md; `dataset`: HR images; degradation: arguments of
+    datasets.degraded.degrade, which then changes the LR image."""
 
-    def __init__(self, dataset, scale):
+    def __init__(self, dataset, scale, degradation=None):
         super().__init__(dataset, augment=False, sample_q=None)
-        self.scale = parse_scale(scale)
+        self.scale, self.degradation = parse_scale(scale), degradation or {}
 
     def sample(self, index, rng):
         hr = self.dataset.image(index)
@@ -169,7 +192,8 @@ class FromHR(Wrapper):
         except UserError as error:
             raise UserError(f'{self.path(index)}: {error}') from None
         hr = np.ascontiguousarray(hr[:rows, :columns])
-        return self.make_item(imresize(hr, small), hr, (False,) * 3, rng)
+        lr = degrade(imresize(hr, small), os.path.basename(self.path(index)), **self.degradation)
+        return self.make_item(lr, hr, (False,) * 3, rng)
 
 
 def open_data(config, dataset=None):

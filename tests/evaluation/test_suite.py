@@ -14,6 +14,7 @@ from PIL import Image
 
 import engine.evaluation.runs
 import models
+from datasets.degraded import compress
 from datasets.image_folder import ImageFolder
 from datasets.imresize import imresize
 from datasets.loader import make_loader
@@ -86,6 +87,23 @@ def test_suites_of_the_paper():
         published = tables.paper()['tables'][table]
         assert {(data, scale) for data in published['data'] for scale in published['scales']} \
             <= set(found[TABLES[table][0]])
+
+
+def test_degradations_make_a_case_each_and_change_only_the_input(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8)).save(tmp_path / 'a.png')
+    test = {'data': 'mine', 'hr': str(tmp_path), 'metric': 'rgb', 'scales': [2, 3],
+            'degradations': {'clean': {}, 'JPEG': {'quality': 75}}}
+    cases = read_suite(write_suite(tmp_path / 's.yaml', test))
+    assert [case.name for case in cases] == ['mine, clean x2', 'mine, clean x3', 'mine, JPEG x2', 'mine, JPEG x3']
+    clean, jpeg = (open_data(case.config, case.dataset).sample(0, None) for case in cases[::2])
+    assert torch.equal(clean['gt'], jpeg['gt'])
+    expected = compress(clean['inp'].permute(1, 2, 0).numpy(), 75)
+    assert np.array_equal(jpeg['inp'].permute(1, 2, 0).numpy(), expected) and not torch.equal(clean['inp'], jpeg['inp'])
+    for wrong, path in ((['JPEG'], 'degradations'), ({'JPEG': 75}, 'degradations.JPEG'),
+                        ({'JPEG': {'quality': 0}}, 'degradations.JPEG.quality'),
+                        ({'JPEG': {'blur': 1}}, 'degradations.JPEG.blur')):
+        with pytest.raises(UserError, match=rf'tests\.0\.{path}: found .*, expected .*'):
+            read_suite(write_suite(tmp_path / 's.yaml', {**test, 'degradations': wrong}))
 
 
 @pytest.mark.parametrize('text, wanted', [('2', '2'), (2.0, '2'), ('x2.70', '2.7'), ('2,3.5', '2x3.5'), ('2x2', '2'),
