@@ -205,13 +205,14 @@ class SRImplicitPaired(Wrapper):
 class SRImplicitUniformVaried(Wrapper):
     """Pairs whose ground truth varies in size (the paper's CelebA-HQ experiments).
 
-    dataset: (LR, HR) images. HR is resized to round(size_min + (size_max - size_min) p) square, p = index / (n - 1),
-    so that the sizes are spread evenly over the data set (size_max absent: always size_min). gt_resize: then to this
-    size, for networks of a fixed scale. augment: left-right flips only (faces). sample_q: as above.
+    dataset: (LR, HR) images. The shorter side of HR becomes round(size_min + (size_max - size_min) p) pixels, p =
+    index / (n - 1), so that the sizes are spread evenly over the data set (size_max absent: always size_min); the
+    longer one keeps the aspect. gt_resize: then the shorter side becomes this, for networks of a fixed scale.
+    augment: left-right flips only (faces). sample_q: as above.
     """
 
     def __init__(self, dataset,
-                 size_min: Annotated[int, Integer(1, 2 ** 16), 'side of the ground truth of the first image'],
+                 size_min: Annotated[int, Integer(1, 2 ** 16), 'shorter side of the ground truth of the first image'],
                  size_max: Annotated[int, Integer(1, 2 ** 16), 'of the last image; null: size_min'] = None,
                  augment: Annotated[bool, FLAG, 'random left-right flips'] = False,
                  gt_resize: Annotated[int, Integer(1, 2 ** 16), 'then resized to it, for fixed-scale networks'] = None,
@@ -231,10 +232,10 @@ class SRImplicitUniformVaried(Wrapper):
         lr, hr = self.dataset.image(index)
         p = index / max(1, len(self) - 1)
         size = max(1, round(self.size_min + (self.size_max - self.size_min) * p))
-        hr = resize(hr, size, size)
+        hr = resize_shorter(hr, size)
         left_right = self.augment and rng.random() < 0.5
         if self.gt_resize is not None:
-            hr = resize(hr, self.gt_resize, self.gt_resize)
+            hr = resize_shorter(hr, self.gt_resize)
         return self.make_item(lr, hr, (left_right, False, False), rng)
 
     def check(self, index):
@@ -245,6 +246,13 @@ def resize(image, height, width, kernel=Image.BICUBIC):
     """uint8 (H, W, 3) to (height, width, 3) with a kernel of PIL, antialiased; the paper's is bicubic (a = -0.5)."""
     image = Image.fromarray(np.ascontiguousarray(image))
     return np.asarray(image.resize((width, height), kernel))
+
+
+def resize_shorter(image, size):
+    """uint8 (H, W, 3), its shorter side resized to `size` pixels; the longer one keeps the aspect, rounded down."""
+    height, width = image.shape[:2]
+    shorter = min(height, width)
+    return resize(image, int(size * height / shorter), int(size * width / shorter))
 
 
 def random_crop(image, size, rng):

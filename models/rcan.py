@@ -50,8 +50,7 @@ class RCAN(nn.Module):
         self.no_upsampling = no_upsampling
         self.receptive_radius = None
         self.sub_mean = MeanShift(rgb_range, -1)
-        self.add_mean = MeanShift(rgb_range, +1)
-        self.head = nn.Sequential(conv(3, n_feats))
+        head = nn.Sequential(conv(3, n_feats))
 
         def block():
             return Residual(conv(n_feats, n_feats), nn.ReLU(inplace=True), conv(n_feats, n_feats),
@@ -60,7 +59,10 @@ class RCAN(nn.Module):
         def group():
             return Residual(*[block() for _ in range(n_resblocks)], conv(n_feats, n_feats))
 
-        self.body = nn.Sequential(*[group() for _ in range(n_resgroups)], conv(n_feats, n_feats))
+        body = nn.Sequential(*[group() for _ in range(n_resgroups)], conv(n_feats, n_feats))
+        # Initial weights are drawn in the published order, which is not the published order of the parameters.
+        self.add_mean = MeanShift(rgb_range, +1)
+        self.head, self.body = head, body
         if no_upsampling:
             self.out_dim = n_feats
         else:

@@ -130,6 +130,23 @@ def test_augmentation_is_the_eight_symmetries_applied_to_both(name):
     assert len(seen) == 8
 
 
+@pytest.mark.parametrize('gt_resize', [None, 8])
+def test_varied_keeps_the_aspect(gt_resize):
+    """torchvision's Resize with one number, which the published wrapper uses: the shorter side gets this size, the
+    longer one is rounded down. 13 of 21x34 is 13x21.05, of 34x21 likewise; 8 of 13x21 is 8x12.9."""
+    wide, tall = noise(21, 34, 3), noise(34, 21, 3, seed=1)
+    for hr, size in ((wide, (13, 21)), (tall, (21, 13))):
+        item = wrap('sr-implicit-uniform-varied', Images((hr, hr)), size_min=13, gt_resize=gt_resize)[0]
+        want = np.asarray(Image.fromarray(hr).resize(size[::-1], Image.BICUBIC))
+        if gt_resize is not None:
+            size = tuple(12 if side == 21 else 8 for side in size)
+            want = np.asarray(Image.fromarray(want).resize(size[::-1], Image.BICUBIC))
+        assert tuple(item['size'].tolist()) == size
+        assert torch.equal(item['coord'], make_coord(size))
+        assert torch.allclose(item['cell'], torch.tensor([2 / size[0], 2 / size[1]]))
+        assert np.array_equal((item['gt'].view(*size, 3) * 255).round().byte().numpy(), want)
+
+
 def test_varied_flips_left_right_only_and_both_images():
     lr, hr = noise(8, 8, 3), noise(16, 16, 3, seed=1)
     wrapper = wrap('sr-implicit-uniform-varied', Images((lr, hr)), size_min=16, augment=True)

@@ -76,6 +76,22 @@ def test_a_name_is_registered_once():
         models.register('liif')(torch.nn.Linear)
 
 
+def test_rcan_draws_its_weights_in_the_published_order():
+    """Two layers that are never used draw as well: sub_mean first, add_mean after the body, before the up-sampler."""
+    args = dict(n_resgroups=1, n_resblocks=1, n_feats=4, reduction=2)
+    torch.manual_seed(0)
+    encoder = models.make({'name': 'rcan', 'args': {**args, 'scale': 2}})
+    torch.manual_seed(0)
+    drawn = [torch.nn.Conv2d(*shape) for shape in (  # in, out, kernel size
+        (3, 3, 1), (3, 4, 3), (4, 4, 3), (4, 4, 3), (4, 2, 1), (2, 4, 1), (4, 4, 3), (4, 4, 3), (3, 3, 1), (4, 16, 3),
+        (4, 3, 3))]
+    found = [layer for name, layer in encoder.named_modules()
+             if isinstance(layer, torch.nn.Conv2d) and not name.endswith('_mean')]
+    for layer, want in zip(found, drawn[1:8] + drawn[9:], strict=True):
+        assert torch.equal(layer.weight, want.weight) and torch.equal(layer.bias, want.bias)
+    assert [name for name, _ in encoder.named_children()] == ['sub_mean', 'add_mean', 'head', 'body', 'tail']
+
+
 @pytest.mark.parametrize('name, scales', [('edsr-baseline', (1, 2, 3, 4, 8)), ('rcan', (2, 3)), ('rdn', (2, 3, 4))])
 def test_encoders_with_their_own_upsampler(name, scales):
     small = {'edsr-baseline': dict(n_resblocks=1, n_feats=4), 'rcan': dict(n_resgroups=1, n_resblocks=1, n_feats=16),
