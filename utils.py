@@ -5,11 +5,14 @@ whole image, and pixel i of n is centred at -1 + (2i + 1) / n. Images are (3, H,
 """
 import contextlib
 import copy
+import functools
 import inspect
 import math
 import os
 import re
+import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -324,6 +327,78 @@ def replace_between(path, text, markers):
         raise UserError(f'{path} has no lines {markers[0]} and {markers[1]}: add them where the text belongs')
     with atomic_write(path, 'w', encoding='utf-8') as f:
         f.write(f'{old[:start]}{markers[0]}\n{text.rstrip()}\n{old[end:]}')
+
+
+# Helpers that the published code exports and decoders and scripts of the LIIF family import. Our programs use
+# engine/optim.py, logging and engine/training/run_folder.py instead, but for `time_text`.
+
+def make_optimizer(param_list, optimizer_spec, load_sd=False):
+    """An optimizer of torch.optim by its name in lower case, such as 'adam' or 'sgd'.
+
+    param_list: parameters or groups of them; optimizer_spec: {name, args}, and the state 'sd' for `load_sd`. Raises
+    UserError for an unknown name.
+    """
+    known = {name.lower(): kind for name, kind in vars(torch.optim).items() if isinstance(kind, type)
+             and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer}
+    if optimizer_spec['name'] not in known:
+        raise UserError(f'optimizer {optimizer_spec["name"]!r} is not known; known: {", ".join(sorted(known))}')
+    optimizer = known[optimizer_spec['name']](param_list, **optimizer_spec['args'])
+    if load_sd:
+        optimizer.load_state_dict(optimizer_spec['sd'])
+    return optimizer
+
+
+class Timer:
+    """Seconds since it was made, or since the last `s()`: `t()`."""
+
+    def __init__(self):
+        self.s()
+
+    def s(self):
+        self.v = time.monotonic()
+
+    def t(self):
+        return time.monotonic() - self.v
+
+
+def time_text(t):
+    """t: seconds. As 5.0s, 1.5m, 2.0h or 3.2d."""
+    for size, unit in ((86400, 'd'), (3600, 'h'), (60, 'm')):
+        if t >= size:
+            return f'{t / size:.1f}{unit}'
+    return f'{t:.1f}s'
+
+
+def compute_num_params(model, text=False):
+    """The number of a module's parameters; text: as 1.6M or 12.3K."""
+    total = sum(p.numel() for p in model.parameters())
+    if not text:
+        return total
+    return f'{total / 1e6:.1f}M' if total >= 1e6 else f'{total / 1e3:.1f}K'
+
+
+def ensure_path(path, remove=True):
+    """Make a folder. remove: what an existing one holds is deleted, at once if its name begins with _, else if the user
+    answers y."""
+    if remove and os.path.exists(path) and (os.path.basename(os.path.abspath(path)).startswith('_')
+                                            or input(f'{path} exists: delete what it holds? y or [n] ') == 'y'):
+        shutil.rmtree(path)
+    os.makedirs(path, exist_ok=True)
+
+
+def log(obj, filename='log.txt', folder=None):
+    """Print `obj`; folder: also append it to `filename` there."""
+    print(obj)
+    if folder is not None:
+        with open(os.path.join(folder, filename), 'a', encoding='utf-8') as f:
+            print(obj, file=f)
+
+
+def set_save_path(save_path, remove=True):
+    """Make a run folder (`ensure_path`). Returns (`log` that writes there too, a tensorboardX writer)."""
+    from tensorboardX import SummaryWriter
+    ensure_path(save_path, remove)
+    return functools.partial(log, folder=save_path), SummaryWriter(os.path.join(save_path, 'tensorboard'))
 
 
 def _umask():

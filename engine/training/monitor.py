@@ -13,7 +13,7 @@ from datasets.loader import BatchSampler
 from engine import distributed
 from engine.runtime import copy_to_host
 from engine.optim import learning_rate
-from utils import Averager, UserError
+from utils import Averager, UserError, time_text
 
 
 SMALLEST_SCALE = 1.0  # of fp16 losses; when gradients overflow at this scale, the model is at fault
@@ -98,7 +98,7 @@ class Monitor:
             line += f', {state.skipped} samples of bad images replaced so far'
         seconds, epochs = time.monotonic() - self.begun, epoch - self.first + 1
         total = seconds / epochs * (config['epoch_max'] - epoch + epochs)
-        line += f', {duration(seconds)} of {duration(total)}'
+        line += f', {time_text(seconds)} of {time_text(total)}'
         if psnr is not None and state.reference:
             line += '; ' + ', '.join(f'{name} {value:.4f}' for name, value in state.reference.items())
         log.info(line)
@@ -170,10 +170,3 @@ def batch_indices(result, state, sampler):
 def warn_of_skipped(batch):
     for reason in batch.get('reasons', ()):
         log.warning(f'passed over: {reason}', extra={'once': True})
-
-
-def duration(seconds):
-    for size, unit in ((86400, 'd'), (3600, 'h'), (60, 'm')):
-        if seconds >= size:
-            return f'{seconds / size:.1f}{unit}'
-    return f'{seconds:.1f}s'
