@@ -21,6 +21,7 @@ from tqdm import tqdm
 import datasets
 import models
 from datasets.loader import make_loader
+from engine import ROOT
 from engine.checkpoint import IDENTITY_NORM, build_model, choose_weights, model_path, parse_checkpoint, read_file
 from engine.evaluation.evaluate import image_size, measure, parse_eval_type, predict_rgb, to_images
 from engine.evaluation.metrics import calc_ssim
@@ -77,7 +78,8 @@ def open_model(text, device, ema=False):
     if getattr(model, 'imnet', model) is None:  # its encoder up-samples
         scale = args['encoder_spec'].get('args', {}).get('scale', 2)
     trained = (checkpoint.get('config') or {}).get('train_dataset')
-    about = {'label': label, 'file': path, 'sha256': hashlib.sha256(data).hexdigest(), 'ema': ema,
+    file = path.removeprefix(ROOT + os.sep)  # results name no folder of this machine
+    about = {'label': label, 'file': file, 'sha256': hashlib.sha256(data).hexdigest(), 'ema': ema,
              'spec': {'name': spec['name'], 'args': args}, 'epoch': checkpoint.get('epoch'),
              'parameters': sum(p.numel() for p in model.parameters()),
              'trained_with': trained and trained['wrapper']}
