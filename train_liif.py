@@ -1,7 +1,7 @@
 """Train LIIF, or any model of its family, from a config:
 
     python train_liif.py --config configs/train-div2k/train_edsr-baseline-liif.yaml
-    python train_liif.py --config C --resume                # go on after an interruption, whatever it was
+    python train_liif.py --config C --resume                # continue after any interruption
     python train_liif.py --config C --gpu 0,1               # two GPUs; batch_size stays the global batch
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 train_liif.py --config C
 
@@ -43,16 +43,18 @@ log = logging.getLogger('liif')
 def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument('--config', required=True, help='a training config, such as configs/train-your-images.yaml')
-    parser.add_argument('--name', help='of the run folder below save/; _<config name> when absent')
+    parser.add_argument('--name', help='name of the run folder in save/; default: _<config name>')
     parser.add_argument('--tag', help='appended to that name')
-    parser.add_argument('--gpu', help="a GPU's number, several such as 0,1, or cpu; the first one there when absent")
+    parser.add_argument('--gpu',
+                        help="a GPU's number, several such as 0,1, or cpu; default: the first GPU, else the CPU")
     parser.add_argument('--resume', action='store_true', help="go on from the run folder's newest usable checkpoint")
     parser.add_argument('--overwrite', action='store_true', help='delete what an earlier run left in the run folder')
-    parser.add_argument('--init', metavar='MODEL', help='start from the weights of this checkpoint; the key init')
+    parser.add_argument('--init', metavar='MODEL',
+                        help='start from the weights of this checkpoint (overrides the key init)')
     parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='override a key of the config')
     parser.add_argument('--allow-change', action='append', default=[], metavar='KEY',
                         help='a key that may differ from the run that is resumed, such as epoch_max')
-    parser.add_argument('--workers', type=int, help='processes that read images; as many as pay when absent')
+    parser.add_argument('--workers', type=int, help='processes that read images; default: chosen automatically')
     args = parser.parse_args(argv)
 
     config = load_config(args.config, args.set, kind='train')

@@ -101,7 +101,8 @@ def read_file(path):
         with open(path, 'rb') as f:
             data = f.read()
     except FileNotFoundError:
-        raise UserError(f'checkpoint {path} does not exist: correct the path') from None
+        raise UserError(f'checkpoint {path} does not exist: correct the path'
+                        + known_weights()) from None
     except (OSError, ValueError) as error:
         raise Unreadable(f'checkpoint {path} cannot be read ({getattr(error, "strerror", None) or error}): it may be '
                          f'intact, so try again once the disk or the network answers') from None
@@ -290,6 +291,12 @@ def model_path(name, folder=WEIGHTS):
         raise UserError('the published weights are not here yet: get them with python scripts/prepare_data.py '
                         'published-weights')
     return path if os.path.isfile(path) else name
+
+
+def known_weights(folder=WEIGHTS):
+    """The checkpoints in weights/, as a message names them; '' when there is none."""
+    found = sorted(os.path.relpath(path) for path in glob.glob(os.path.join(folder, '*', 'model.pth')))
+    return f", or name one that is there: {', '.join(found)}" if found else ''
 
 
 def default_model(folder=WEIGHTS):

@@ -16,6 +16,7 @@ from engine.schema import HANDED, KINDS, REGISTRIES, REQUIRED, Key, keys_of, par
 from utils import Text, UserError, ValueType
 
 
+PROGRAMS = {'train': 'train_liif.py', 'test': 'test.py'}
 SEE = 'correct it (docs/configs.md explains every key)'
 MAPPING = ValueType('a mapping of arguments', lambda v: isinstance(v, dict), {})
 SPEC = {'name': Key(Text(), REQUIRED, ''), 'args': Key(MAPPING, {}, '')}
@@ -35,7 +36,8 @@ def load_config(path, overrides=(), kind='train', check_paths=True):
         check.override(config, text)
     keys, other = keys_of(KINDS[kind]), {'train': 'test', 'test': 'train'}[kind]
     if f'{other}_dataset' in config and f'{kind}_dataset' not in config:
-        check.fail('', f'{other}_dataset', f'{kind}_dataset', f'this is a {other} config, give another')
+        check.fail('', f'{other}_dataset', f'{kind}_dataset',
+                   f'this is a config for {PROGRAMS[other]}: give it to that program')
     resume, left_out = config.get('resume'), [key for key in ('model', 'optimizer') if config.get(key) is None]
     if kind == 'train' and left_out and isinstance(resume, str):  # the checkpoint has them
         if check_paths and not os.path.isfile(resume):
@@ -350,7 +352,7 @@ def agree_momentum(check, args, path):
 
 AGREEMENTS = {'image-folder': agree_split, 'paired-image-folders': agree_split, 'liif': agree_decoder,
               'rcan': agree_attention, 'sgd': agree_momentum}
-PAIRED = {'sr-implicit-paired': 'paired-image-folders', 'sr-implicit-uniform-varied': 'paired-image-folders',
+READS = {'sr-implicit-paired': 'paired-image-folders', 'sr-implicit-uniform-varied': 'paired-image-folders',
           'sr-implicit-downsampled': 'image-folder', 'sr-implicit-degraded': 'image-folder'}
 
 
@@ -358,8 +360,8 @@ def agree_data(check, data, path, eval_type=None):
     """A data set that suits the wrapper, samples of one size where several form a batch, enough pixels for sample_q
     and, where a section is measured by an eval_type, something left when borders are shaved."""
     name, args = data['wrapper']['name'], complete_args(data['wrapper'], 'wrapper')
-    found, wanted, prefix = data['dataset']['name'], PAIRED.get(name), join(path, 'wrapper.args.')
-    if wanted is not None and found != wanted and found in PAIRED.values():
+    found, wanted, prefix = data['dataset']['name'], READS.get(name), join(path, 'wrapper.args.')
+    if wanted is not None and found != wanted and found in READS.values():
         check.fail(join(path, 'dataset.name'), show(found), f'{wanted}, which {name} reads', 'change one of the two')
     queries, side, low, high = args.get('sample_q'), None, None, None  # side: of the smallest ground truth
     if name in ('sr-implicit-downsampled', 'sr-implicit-degraded'):

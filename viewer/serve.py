@@ -22,9 +22,9 @@ from viewer.web import make_server  # noqa: E402
 
 def main(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument('image', nargs='?', help='an image; a sample when absent')
-    parser.add_argument('--model', help='a checkpoint; the weights that come with the project when absent')
-    parser.add_argument('--gpu', help="a GPU's number, or cpu; the first GPU when absent")
+    parser.add_argument('image', nargs='?', help='an image; default: a sample')
+    parser.add_argument('--model', help='a checkpoint; default: the weights that come with the project')
+    parser.add_argument('--gpu', help="a GPU's number, or cpu; default: the first GPU, else the CPU")
     parser.add_argument('--host', default='127.0.0.1', help='the address to listen at; this machine alone by default. '
                         'Whoever reaches it can see the images')
     parser.add_argument('--port', type=int, default=8000, help='8000; 0 for any that is free')

@@ -103,7 +103,7 @@ def test_code_is_not_executed(tmp_path, zipped):
 
 def test_files_of_another_kind(tmp_path):
     path = tmp_path / 'a.pth'
-    assert 'does not exist' in refused(path)
+    assert 'does not exist' in refused(path) and 'edsr-baseline-liif/model.pth' in refused(path)
     assert 'epoch-last.pth' in refused(tmp_path)
     for content, words in [
             (checkpoint()['model']['sd'], 'bare weights'),

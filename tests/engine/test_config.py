@@ -341,8 +341,8 @@ def test_a_path_that_cannot_be_read(folder):
 
 def test_train_and_test_configs_are_told_apart(folder):
     train, test = write(folder, tiny(folder)), write(folder, tiny(folder, 'test'), 'test.yaml')
-    assert 'this is a test config' in load_or_message(test)[1]
-    assert 'this is a train config' in load_or_message(train, kind='test')[1]
+    assert 'this is a config for test.py' in load_or_message(test)[1]
+    assert 'this is a config for train_liif.py' in load_or_message(train, kind='test')[1]
 
 
 def test_things_registered_elsewhere_are_checked_by_their_signature(folder, monkeypatch):
