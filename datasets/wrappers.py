@@ -34,7 +34,7 @@ SampleQ = Annotated[int, Integer(1), 'random pixels queried in a sample; null: a
 
 
 class Wrapper(Dataset):
-    """What the wrappers share. A wrapper defines `sample(index, rng)` and `check(index)`, which looks at sizes only
+    """The base class. A wrapper defines `sample(index, rng)` and `check(index)`, which looks at sizes only
     and raises BadImage for an image that `sample` would refuse."""
 
     def __init__(self, dataset, augment, sample_q):
@@ -63,7 +63,7 @@ class Wrapper(Dataset):
                            f'{self.sample_q}: lower sample_q, or use a larger image, crop or scale')
 
     def make_item(self, lr, hr, flips, rng):
-        """The one place where an input (h, w, 3) and its ground truth (H, W, 3), uint8, become a sample.
+        """The sample of an input (h, w, 3) and its ground truth (H, W, 3), uint8; every wrapper uses it.
         flips: (left-right, up-down, transpose), the same for both; `sample_q` of the pixels, each at most once."""
         h, w = hr.shape[1::-1] if flips[2] else hr.shape[:2]
         item = {'inp': _copy(flip(lr, flips).transpose(2, 0, 1)), 'size': torch.from_numpy(np.array([h, w])),
@@ -150,6 +150,7 @@ class SRImplicitDownsampled(Wrapper):
 
     @staticmethod
     def _whole(height, width, s):
+        """(h, w, H, W) of the input and of the cropped ground truth, for a whole image and the scale s."""
         h, w = math.floor(height / s + 1e-9), math.floor(width / s + 1e-9)  # 1e-9: 60 / 2.4 falls short of 25
         return h, w, round(h * s), round(w * s)
 
@@ -183,20 +184,21 @@ class SRImplicitPaired(Wrapper):
     def check(self, index):
         self._scale(index, *self.dataset.size(index))
 
-    def _scale(self, index, lr, hr):
-        scales = [large / small for small, large in zip(lr, hr)]
+    def _scale(self, index, lr_size, hr_size):
+        scales = [large / small for small, large in zip(lr_size, hr_size)]
         s = int(scales[0])
-        # What is left over after a whole scale may be cropped; 1.9 however is a x2 pair gone wrong, not a x1 pair.
+        # A remainder below half a scale is cropped; a ratio of 1.9, however, is a damaged x2 pair, not a x1 pair.
         if s < 1 or int(scales[1]) != s or max(scales) - s >= 0.5:
             lr_path, hr_path = self.path(index)
-            raise BadImage(f'{lr_path} is {lr[1]}x{lr[0]} and {hr_path} is {hr[1]}x{hr[0]}: HR must be a whole '
-                           f'multiple of LR, the same for both axes; replace or remove the pair')
-        size = lr
+            raise BadImage(f'{lr_path} is {lr_size[1]}x{lr_size[0]} and {hr_path} is {hr_size[1]}x{hr_size[0]}: HR '
+                           f'must be a whole multiple of LR, the same for both axes; replace or remove the pair')
+        size = lr_size
         if self.inp_size is not None:
             size = self.inp_size, self.inp_size
-            if min(lr) < self.inp_size:
-                raise BadImage(f'image {self.path(index)[0]} is {lr[1]}x{lr[0]}, but crops of {self.inp_size}x'
-                               f'{self.inp_size} are wanted (inp_size): remove the pair or lower inp_size')
+            if min(lr_size) < self.inp_size:
+                raise BadImage(f'image {self.path(index)[0]} is {lr_size[1]}x{lr_size[0]}, but crops of '
+                               f'{self.inp_size}x{self.inp_size} are wanted (inp_size): remove the pair or lower '
+                               f'inp_size')
         self._check_queries(index, size[0] * s, size[1] * s)
         return s
 
@@ -262,7 +264,7 @@ def random_crop(image, size, rng):
 
 
 def flip(image, flips):
-    """(H, W, 3) mirrored left-right, up-down, then transposed, each as told: a view."""
+    """(H, W, 3) mirrored left-right, up-down, then transposed, each where its flag is set: a view."""
     left_right, up_down, transpose = flips
     image = image[:, ::-1] if left_right else image
     image = image[::-1] if up_down else image
