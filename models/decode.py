@@ -26,7 +26,7 @@ from .mlp import MLP
 
 
 SHIFT = 1e-6  # breaks the ties of queries half-way between two codes, and keeps clamped coordinates inside
-CPU_CHUNK, GPU_CHUNK = 8 << 20, 32 << 20  # bytes of one layer computed together; of a GPU, where its cache is unknown
+CPU_CHUNK, GPU_CHUNK = 8 << 20, 32 << 20  # bytes of one layer in a chunk; GPU_CHUNK: where the L2 size is unknown
 BLOCK = 4  # chunks whose coordinates, offsets and weights are computed together
 
 
@@ -73,7 +73,7 @@ def feature_table(model, feat, crop=(slice(None), slice(None))):
         c, k = feat.shape[1], 3 if model.feat_unfold else 1
         # Unfold orders its channels c * 9 + k, so the weight's columns are a convolution kernel without reordering.
         kernel = first.weight[:, :c * k * k].reshape(-1, c, k, k)
-        # Some convolution kernels skip products with the zero padding, and with them a NaN weight: the bias keeps it.
+        # Some convolution algorithms skip the zero padding and so would hide a NaN weight: the bias passes it on.
         table = F.conv2d(feat, kernel, first.bias + 0 * kernel.sum((1, 2, 3)), padding=k // 2)  # (B, D, h, w)
     elif model.feat_unfold:
         table = F.unfold(feat, 3, padding=1).view(feat.shape[0], -1, *feat.shape[-2:])  # (B, 9C, h, w)
@@ -183,7 +183,7 @@ def nearest_pixel(codes, coord):
     return F.grid_sample(codes.feat.to(coord.dtype), coord.flip(-1), mode='nearest', align_corners=False)
 
 
-# Chunks: a layer's input and output stay in the cache together.
+# Chunks: sized so that a layer's input and output fit the cache together.
 
 def rows_per_chunk(table):
     """Rows (M, D) of one layer that are computed together."""
@@ -219,9 +219,9 @@ def linear_layers(imnet):
 
 def workspace(model, table, rows):
     """The layers in the precision of the table and, without gradients, two buffers for chunks of at most `rows` rows,
-    which the layers fill in turn. New memory for each result costs a CPU a third of its rate."""
+    which the layers fill in turn. Allocating memory for each result would cost a third of the speed on a CPU."""
     layers = linear_layers(model.imnet)
-    # The last bias is added to the blended colours, which are of float32 at least.
+    # The last bias keeps its type: it is added to the blended colours, which are at least float32.
     layers = [(w.to(table.dtype), b.to(table.dtype)) for w, b in layers[:-1]] + \
              [(w.to(table.dtype), b) for w, b in layers[-1:]]
     if torch.is_grad_enabled():
@@ -233,7 +233,7 @@ def workspace(model, table, rows):
 # The decoder f.
 
 def blend(imnet, table, index, query, weight, work):
-    """f at every corner, blended (eq. 4): (3, N) in float32 at least.
+    """f at every corner, blended (eq. 4): (3, N), at least float32.
 
     table: (rows, D); index: (T * N,), the codes' rows in it; query: (T * N, 2 or 4), the inputs of f that depend on the
     query; weight: (T, N), sums to one over the T corners; work: of `workspace`.
@@ -274,7 +274,7 @@ def _evaluate_chunk(imnet, table, index, query, columns, work):
     for matrix, bias in hidden:
         place, other = other, place
         x = linear_relu(x, matrix, bias, place(len(bias)))  # (M, D)
-    # So narrow a product takes half the time by channels in float32, by rows in bf16.
+    # With so few outputs, this product takes half the time as (3, M) in float32, but as (M, 3) in bf16.
     return F.linear(x, last).t() if x.dtype == torch.bfloat16 else torch.mm(last, x.t())
 
 
@@ -292,7 +292,7 @@ def relu_(x):
 
 class BitReLU(torch.autograd.Function):
     """ReLU in place of bf16 on a CPU, several times faster than torch's own, which converts to float and back.
-    Read as integers, the numbers below 0 are -inf (-128) and less, and a NaN, of either sign, is not."""
+    Read as int16, every negative number is at most -128 (-inf), and NaN of either sign is above it."""
 
     @staticmethod
     def forward(ctx, x):

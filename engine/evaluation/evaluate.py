@@ -1,6 +1,6 @@
-"""The measuring loop: PSNR of a model over a data set, by the rules of the paper's tables.
+"""The evaluation loop: PSNR of a model over a data set, by the rules of the paper's tables.
 
-`measure` is the loop. Validation during training, `eval_psnr`, `test.py --config` and suites all iterate over it.
+`measure` is the loop, used by validation during training, `eval_psnr`, `test.py --config` and suites.
 """
 import functools
 import math
@@ -20,7 +20,7 @@ from utils import Averager, UserError, calc_psnr, denormalize, make_coord, norma
 class Measured(NamedTuple):
     """A batch and how well it was predicted.
 
-    names: file names of its images, or ''; batch: what the loader gave, with inp, coord, cell and gt as `unpack` gives
+    names: file names of its images, or ''; batch: the loader's dict, with inp, coord, cell and gt as `unpack` returns
     them; pred: RGB in [0, 1], (B, Q, 3) or (B, 3, H, W); psnr: in dB, the squared error pooled over the batch;
     seconds: from the batch on the host to its PSNR.
     """
@@ -70,8 +70,8 @@ def parse_eval_type(eval_type):
 
 
 def image_size(batch):
-    """(H, W) of the image whose pixels the queries are. Loaders that do not say get the published rule: one scale
-    for both axes, from the number of pixels."""
+    """(H, W) of the image whose pixels are queried. For batches without `size`, the published rule: one scale for both
+    axes, computed from the number of queries."""
     if batch.get('size') is not None:
         return batch['size'][0].tolist()
     h, w = batch['inp'].shape[-2:]
@@ -85,7 +85,7 @@ def to_images(rgb, size):
 
 
 def image_names(loader, batch):
-    """File names of a batch's images, comma-separated; '' for a loader that is not ours."""
+    """File names of a batch's images, comma-separated; '' for a loader that `make_loader` did not make."""
     wrapper = getattr(getattr(loader, 'dataset', None), 'wrapper', None)
     if wrapper is None or 'index' not in batch:
         return ''

@@ -6,7 +6,7 @@
     out = scene.render((H, W), region=(x, y, w, h))    # a part of it, in source pixels, fractions allowed
 
 An image whose codes exceed the memory budget is encoded in tiles, each with the surroundings that its encoder sees, so
-the tiles equal the whole to float rounding. Codes are kept between renders as far as the budget allows.
+the result equals that of the whole image to float rounding. Codes are kept between renders as far as the budget allows.
 """
 import logging
 from collections import OrderedDict
@@ -28,7 +28,7 @@ GENERAL_CHUNK = 30000  # queries at a time for models that only have query_rgb
 STRIP = 1 << 18  # output pixels rendered at a time
 SMALLEST_TILE = 32
 DECODES = ('exact', 'lattice', 'auto')
-WORTH = 0.6  # the lattice's decoder evaluations, relative to the exact ones, up to which `auto` takes it
+AUTO_COST = 0.6  # `auto` takes the lattice up to this many decoder evaluations, relative to the exact decode
 
 
 @dataclass(eq=False)
@@ -59,7 +59,7 @@ class Renderer:
     self_ensemble: bool = False
     decode: str = 'exact'
     lattice: int = 6
-    encoded: Optional['Scene'] = field(default=None, init=False, repr=False)  # whose features `model.gen_feat` left
+    encoded: Optional['Scene'] = field(default=None, init=False, repr=False)  # the scene of `model.feat`
 
     def __post_init__(self):
         self.model.eval()
@@ -156,7 +156,7 @@ class Scene:
         return out
 
     def rectangles(self, size, region=None):
-        """Yield (top, left, RGB (3, rows, columns) in [0, 1] on the device), which cover the output once."""
+        """Yield rectangles that cover the output once: (top, left, RGB (3, rows, columns) in [0, 1] on the device)."""
         y, x, cell = self._grid(size, region)
         norm = self.renderer.data_norm.get('gt')
         for top, left, rgb in self._decode(y.ahead, x.ahead, cell):
@@ -170,7 +170,7 @@ class Scene:
     def sample(self, y, x, cell):
         """RGB (3, H, W) on the device, not clamped, at the crossings of rows y (H,) and columns x (W,), ascending.
 
-        y, x: coordinates, of which those outside of [-1, 1] continue the nearest code; cell: (height, width), likewise
+        y, x: coordinates; those outside of [-1, 1] continue the nearest code; cell: (2,), the pixel's height and width
         """
         y, x, cell = (torch.as_tensor(v, dtype=torch.float32, device=self.inp.device) for v in (y, x, cell))
         return denormalize(self._assemble(y, x, cell), self.renderer.data_norm.get('gt'), 0)
@@ -184,8 +184,8 @@ class Scene:
         slack = 1e-9 * max(h, w)  # fractions add up with rounding
         if not (width > 0 and height > 0 and left >= 0 and top >= 0 and left + width <= w + slack
                 and top + height <= h + slack):
-            raise UserError(f'region: found {left},{top},{width},{height}, expected x,y,width,height inside the image '
-                            f'of {w}x{h} pixels')
+            raise UserError(f'region: found {left:g},{top:g},{width:g},{height:g}, expected x,y,width,height '
+                            f'inside the image of {w}x{h} pixels')
         scale = self.renderer.scale
         if scale is not None and (region is not None or tuple(size) != (h * scale, w * scale)):
             raise UserError(f'this model has no decoder, only pixels at x{scale}: found a size of {size[1]}x{size[0]}, '
@@ -262,7 +262,7 @@ class Scene:
         span, kept = code_span(model, codes, y, x), self.lattices.get(window)
         if kept is not None and kept.covers(span) and torch.equal(kept.cell, cell):
             return kept
-        if renderer.decode == 'auto' and relative_cost(model, span, len(y) * len(x), renderer.lattice) > WORTH:
+        if renderer.decode == 'auto' and relative_cost(model, span, len(y) * len(x), renderer.lattice) > AUTO_COST:
             return None
         kept = None
         self.lattices.pop(window, None)  # frees its memory before the new one is made

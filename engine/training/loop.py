@@ -1,7 +1,7 @@
-"""Training: `train` makes the epochs, `train_epoch` the steps of one, `train_step` a step.
+"""Training: `train` runs the epochs, `train_epoch` the steps of one epoch, `train_step` one step.
 
-A run is a function of its config and seed. What a step needs beyond them is in `State`, which a checkpoint holds
-completely, so a run that is interrupted anywhere and resumed makes the same steps as one that is not.
+A run is a function of its config and seed. What else a step needs is in `State`, all of which is saved in a checkpoint,
+so a run that is interrupted anywhere and resumed takes the same steps as an uninterrupted one.
 """
 import logging
 import math
@@ -27,7 +27,7 @@ from utils import make_coord, normalize
 
 
 log = logging.getLogger('liif')
-loss_fn = nn.L1Loss()  # of the paper, section 4.1
+loss_fn = nn.L1Loss()  # the paper's, section 4.1
 
 
 def train(config, folder, device, checkpoint=None, workers=None):
@@ -54,7 +54,7 @@ def train(config, folder, device, checkpoint=None, workers=None):
                  f'{config["epoch_max"]}')
         return None
 
-    with StopSignals() as stop, closing_workers([loader for loader in (loader, val_loader) if loader]):
+    with StopSignals() as stop, closing_workers([x for x in (loader, val_loader) if x is not None]):
         monitor = Monitor(state, loader.batch_sampler, folder, stop)
         try:
             if val_loader is not None and state.epoch == 1 and state.step == 0:
@@ -73,7 +73,7 @@ def train(config, folder, device, checkpoint=None, workers=None):
 
 
 def train_epoch(net, state, loader, device, monitor):
-    """The steps that are left of this epoch. Raises Stopped, after a complete step, when a signal asked to stop."""
+    """Take the remaining steps of this epoch. Raises Stopped, after a complete step, when a signal asked to stop."""
     config, sampler = state.config, loader.batch_sampler
     sampler.set_position(state.epoch, state.step)
     state.model.train()
@@ -85,10 +85,10 @@ def train_epoch(net, state, loader, device, monitor):
 
 
 def train_step(net, state, batch, rate, share=1.0):
-    """One step on the L1 loss. Returns the loss and the gradient's norm, tensors that a GPU is still computing.
+    """One step on the L1 loss. Returns the loss and the gradient's norm, as tensors, without waiting for the GPU.
 
-    net: the model, or its wrapper that averages gradients over processes; batch: as `unpack` gives it; rate: learning
-    rate; share: the fraction of the global batch that is here.
+    net: the model, or its wrapper that averages gradients over processes; batch: as `unpack` returns it; rate: learning
+    rate; share: this process's fraction of the global batch.
     """
     loss = batch_loss(net, state.config, batch)
     for group in state.optimizer.param_groups:
@@ -115,10 +115,10 @@ def batch_loss(net, config, batch):
     return loss_fn(pred.float(), gt)
 
 
-# Smaller things.
+# Helpers.
 
 def begin(state, folder, device, checkpoint):
-    """Say what is about to be trained, and make the run folder ready."""
+    """Log what will be trained, and prepare the run folder."""
     config = state.config
     parameters = sum(p.numel() for p in state.model.parameters())
     processes = f', {distributed.world()} processes' if distributed.world() > 1 else ''
@@ -154,7 +154,7 @@ def open_data(config, section, device, workers):
 
 
 def seed_globals(*key):
-    """Python's, numpy's and torch's global generators as a function of the key: nothing about them needs saving."""
+    """Seed Python's, numpy's and torch's global generators from the key: checkpoints need not hold their states."""
     rng = keyed_rng(*key)
     random.seed(int(rng.integers(2 ** 63)))
     np.random.seed(int(rng.integers(2 ** 32)))
@@ -162,6 +162,6 @@ def seed_globals(*key):
 
 
 def all_pixels(batch):
-    """Coordinates of every pixel, for a batch that leaves them out: (B, H * W, 2)."""
+    """Coordinates of every pixel, for a batch without `coord`: (B, H * W, 2)."""
     coord = make_coord(batch['size'][0].tolist(), device=batch['inp'].device)  # (H * W, 2)
     return coord.expand(len(batch['inp']), *coord.shape)
