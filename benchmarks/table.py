@@ -15,6 +15,7 @@ from utils import replace_between
 
 RESULTS = os.path.join(ROOT, 'benchmarks', 'results')
 MARKERS = '<!-- benchmarks:start -->', '<!-- benchmarks:end -->'
+LATTICE_MARKERS = '<!-- lattice:start -->', '<!-- lattice:end -->'
 PRECISIONS, SIDES = ('float32', 'bf16'), ('textbook', 'fast')
 
 
@@ -109,6 +110,23 @@ TABLES = {'decode': [decode_table, limits_table, profile_table], 'train': [train
           'data': [data_table], 'memory': [memory_table], 'precision': [precision_table]}
 
 
+def lattice_tables(results):
+    """What benchmarks/lattice.py measured: speed against the exact decode, and what the lattice costs."""
+    speed, truth = results['speed'], results['truth']
+    names = ('g=4', 'g=6')
+    rows = [[f'x{row["scale"]}', *(f'{row[name]["times_faster_than_exact"]:.1f}x' for name in names),
+             *(f'{row[name]["times_faster_than_textbook"]:.1f}x' for name in names)] for row in speed['decode']]
+    cost = [[row['set'], f'x{row["scale"]}', row['images'], f'{row["exact"]:.2f}',
+             *(f'{row[name][key]:.{digits}f}' for name in names for key, digits in (('loss', 4), ('distance', 1)))]
+            for row in truth['rows']]
+    head = f'**{speed["machine"]["name"]}**, {speed["machine"]["threads"]} thread, torch ' \
+           f'{speed["machine"]["versions"]["torch"]}, load {speed["load_before"]:.0f}'
+    return '\n\n'.join([
+        head, markdown(['scale', 'g = 4 against exact', 'g = 6', 'g = 4 against textbook', 'g = 6'], rows),
+        markdown(['images', 'scale', 'n', 'exact, dB', 'g = 4 loses, dB', 'from exact, dB', 'g = 6 loses, dB',
+                  'from exact, dB'], cost)])
+
+
 def report(results):
     """The tables of one device in markdown; says what was not measured."""
     info = results['machine']
@@ -123,10 +141,13 @@ def write():
     for path in sorted(glob.glob(os.path.join(RESULTS, '*.json'))):
         with open(path) as f:
             found.append(json.load(f))
+    lattices = [results for results in found if 'truth' in results]
     found = [results for results in found if 'machine' in results]  # other programs' results lie there too
     gpu = '' if any(results['machine']['device'] == 'cuda' for results in found) else '\n\nOn a CUDA GPU: not measured.'
     text = '\n\n'.join(map(report, found)) + gpu
-    replace_between(os.path.join(ROOT, 'docs', 'speed.md'), text, MARKERS)
+    page = os.path.join(ROOT, 'docs', 'speed.md')
+    replace_between(page, text, MARKERS)
+    replace_between(page, '\n\n'.join(map(lattice_tables, lattices)), LATTICE_MARKERS)
 
 
 if __name__ == '__main__':

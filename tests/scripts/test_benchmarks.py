@@ -77,6 +77,10 @@ def test_pages_show_the_committed_results():
     assert devices
     for results in devices:
         assert table.report(results) in read('docs', 'speed.md')
+    lattices = [results for results in found if 'truth' in results]
+    assert lattices
+    for results in lattices:
+        assert table.lattice_tables(results) in read('docs', 'speed.md')
     assert lr_kernels.table(json.loads(read('benchmarks', 'results', 'lr_kernels.json'))['rows']) \
         in read('docs', 'lr-kernels.md')
 
