@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+from multiprocessing import connection
 
 import numpy as np
 import torch
@@ -114,7 +115,9 @@ class _Loader(DataLoader):
 
     def dead_worker(self):
         """What ended a worker process before its time, in a few words; None when nothing did."""
-        for process in getattr(self._iterator, '_workers', ()):
+        workers = getattr(self._iterator, '_workers', ())
+        connection.wait([process.sentinel for process in workers], timeout=1)  # its connections close before it has ended
+        for process in workers:
             if process.exitcode:
                 how = signal.Signals(-process.exitcode).name if process.exitcode < 0 else f'code {process.exitcode}'
                 return f'process {process.pid}, which reads images, was ended by {how}'

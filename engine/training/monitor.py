@@ -121,7 +121,7 @@ def closing_workers(loaders):
     """Within `with`, a data worker that is killed is a UserError; at the end all workers have ended."""
     try:
         yield
-    except RuntimeError:  # PyTorch raises it wherever the process happens to be
+    except (RuntimeError, OSError, EOFError):  # PyTorch's, wherever the process is; or a connection to the worker ends
         lost = next(filter(None, (loader.dead_worker() for loader in loaders)), None)
         if lost is None:
             raise
