@@ -24,6 +24,8 @@ def measure_start(state, loader, monitor, device):
         state.reference['bicubic'] = mean_psnr(models.make({'name': 'bicubic'}).to(device), None, state.config, loader,
                                                monitor, device)
     state.reference['before training'] = validate(state, loader, monitor, device)
+    if state.config['init']:
+        state.best = state.reference['before training']  # epoch-best.pth is written once training gains something
     log.info('val psnr ' + ', '.join(f'{name} {value:.4f}' for name, value in state.reference.items()))
 
 

@@ -123,6 +123,14 @@ def test_init_as_a_key_of_the_config_is_the_flag():
     same(load_checkpoint(f'{RUN}_b/epoch-last.pth'), load_checkpoint(f'{RUN}_c/epoch-last.pth'))
 
 
+def test_the_best_epoch_is_better_than_the_weights_it_started_from():
+    train('--tag', 'a')
+    train('--init', f'{RUN}_a/epoch-last.pth', '--set', 'optimizer.args.lr=0')  # nothing is gained
+    found = load_checkpoint(f'{RUN}/epoch-last.pth')['train']
+    assert found['best'] == found['reference']['before training'] and found['best_epoch'] == 0
+    assert not os.path.exists(f'{RUN}/epoch-best.pth') and os.path.exists(f'{RUN}_a/epoch-best.pth')
+
+
 def test_init_with_another_architecture_names_the_difference():
     train('--tag', 'a')
     with pytest.raises(UserError, match=r'n_feats is 4, that of the weights 8; take the model of the weights'):
