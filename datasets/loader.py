@@ -116,7 +116,8 @@ class _Loader(DataLoader):
     def dead_worker(self):
         """What ended a worker process before its time, in a few words; None when nothing did."""
         workers = getattr(self._iterator, '_workers', ())
-        connection.wait([process.sentinel for process in workers], timeout=1)  # its connections close before it has ended
+        # Its connections close before it has ended.
+        connection.wait([process.sentinel for process in workers], timeout=1)
         for process in workers:
             if process.exitcode:
                 how = signal.Signals(-process.exitcode).name if process.exitcode < 0 else f'code {process.exitcode}'
