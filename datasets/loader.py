@@ -10,7 +10,7 @@ import os
 import random
 import signal
 import sys
-from multiprocessing import connection
+import time
 
 import numpy as np
 import torch
@@ -113,16 +113,21 @@ class _Loader(DataLoader):
         self.close()  # now, and not whenever the error is forgotten
         raise batch
 
-    def dead_worker(self):
-        """What ended a worker process before its time, in a few words; None when nothing did."""
-        workers = getattr(self._iterator, '_workers', ())
-        # Its connections close before it has ended.
-        connection.wait([process.sentinel for process in workers], timeout=1)
-        for process in workers:
-            if process.exitcode:
-                how = signal.Signals(-process.exitcode).name if process.exitcode < 0 else f'code {process.exitcode}'
-                return f'process {process.pid}, which reads images, was ended by {how}'
-        return None
+    def dead_worker(self, patience=0.0):
+        """What ended a worker process before its time, in a few words; None when nothing did.
+
+        patience: seconds to wait for one that is about to end (its connections close first).
+        """
+        workers, deadline = getattr(self._iterator, '_workers', ()), time.monotonic() + patience
+        while True:
+            for process in workers:
+                if process.exitcode:
+                    how = signal.Signals(-process.exitcode).name if process.exitcode < 0 else f'code {process.exitcode}'
+                    return f'process {process.pid}, which reads images, was ended by {how}'
+            if time.monotonic() > deadline:
+                return None
+            with contextlib.suppress(RuntimeError):  # PyTorch's handler of SIGCHLD reports a killed worker anywhere
+                time.sleep(0.05)
 
     def close(self):
         """End the worker processes, in order, and those that do not answer by force."""

@@ -121,8 +121,9 @@ def closing_workers(loaders):
     """Within `with`, a data worker that is killed is a UserError; at the end all workers have ended."""
     try:
         yield
-    except (RuntimeError, OSError, EOFError):  # PyTorch's, wherever the process is; or a connection to the worker ends
-        lost = next(filter(None, (loader.dead_worker() for loader in loaders)), None)
+    except (RuntimeError, OSError, EOFError) as error:  # PyTorch's, wherever the process is; or a connection has ended
+        patience = 0 if isinstance(error, RuntimeError) else 5
+        lost = next(filter(None, (loader.dead_worker(patience) for loader in loaders)), None)
         if lost is None:
             raise
         raise UserError(f'{lost} (the system does it when memory runs out: give fewer --workers); go on with: '
