@@ -320,7 +320,8 @@ FILES_THAT_ARE_NO_CONFIG = {
     'a set': (b'a: !!set {x, y}\n', 'a set'),
     'two documents': (b'a: 1\n---\nb: 2\n', 'not valid YAML'),
     'nested merges': (b'a0: &a0 {k: 1}\n' + b''.join(b'a%d: &a%d\n  k%d: 1\n  <<: [%s]\n' % (
-        i, i, i, b', '.join([b'*a%d' % (i - 1)] * 9)) for i in range(1, 30)), 'merges of more than 20000 values'),
+        i, i, i, b', '.join([b'*a%d' % (i - 1)] * 9)) for i in range(1, 30)),
+                      ('merges of more than 20000 values', 'unknown name')),  # PyYAML 6.0.4 keeps such merges small
     'one long merge': (b'a: &a {' + b', '.join(b'k%d: 1' % i for i in range(2000)) + b'}\nb:\n  <<: [' +
                        b','.join([b'*a'] * 9999) + b']\n', 'merges of more than 20000 values'),
 }
@@ -331,7 +332,8 @@ def test_a_file_that_is_no_config(folder, case):
     content, words = FILES_THAT_ARE_NO_CONFIG[case]
     path = write(folder, content)
     _, message = load_or_message(path)
-    assert message is not None and message.startswith(path) and words in message, message
+    assert message is not None and message.startswith(path), message
+    assert any(text in message for text in ([words] if isinstance(words, str) else words)), message
 
 
 def test_a_path_that_cannot_be_read(folder):
