@@ -142,7 +142,7 @@ def write():
         with open(path) as f:
             found.append(json.load(f))
     lattices = [results for results in found if 'truth' in results]
-    found = [results for results in found if 'machine' in results]  # other programs' results lie there too
+    found = [results for results in found if TABLES.keys() & results.keys()]  # other programs' results lie there too
     gpu = '' if any(results['machine']['device'] == 'cuda' for results in found) else '\n\nOn a CUDA GPU: not measured.'
     text = '\n\n'.join(map(report, found)) + gpu
     page = os.path.join(ROOT, 'docs', 'speed.md')
