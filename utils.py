@@ -257,24 +257,30 @@ def resampling_taps(u, stretch, n, kernel=cubic, border='symmetric'):
 
 # Metrics.
 
+LUMA = (65.738, 129.057, 25.064)  # weights of R, G, B over 256: ITU-R BT.601 in its range of 16 to 235
+
+
+def shaved_pixels(dataset, scale):
+    """The number of pixels that the metrics leave out on each side: none (dataset None), `scale` ('benchmark'),
+    `scale` + 6 ('div2k'). Raises UserError for another dataset."""
+    widths = {None: 0, 'benchmark': scale, 'div2k': scale + 6}
+    if dataset not in widths:
+        raise UserError(f"metrics are defined for dataset None, 'benchmark' or 'div2k', found {dataset!r}")
+    return widths[dataset]
+
+
 def calc_psnr(sr, hr, dataset=None, scale=1, rgb_range=1):
     """Peak signal-to-noise ratio in dB, by the rules of the paper's tables: a 0-d tensor, inf for equal images.
 
     sr, hr: (B, C, H, W) in [0, rgb_range]; the squared error is pooled over the batch.
-    dataset: None (every pixel and channel), 'benchmark' (luma of ITU-R BT.601 in its 16-235 range, `scale` pixels
-    shaved from each side; one channel is used as it is), 'div2k' (RGB, `scale` + 6 pixels shaved).
+    dataset: None and 'div2k' compare RGB, 'benchmark' luma (one channel is used as it is), each without the
+    `shaved_pixels` at the border.
     """
+    shave = shaved_pixels(dataset, scale)
     diff = (sr - hr) / rgb_range  # (B, C, H, W)
-    shave = 0
-    if dataset == 'benchmark':
-        shave = scale
-        if diff.shape[1] > 1:
-            luma = diff.new_tensor([65.738, 129.057, 25.064]).view(1, 3, 1, 1) / 256
-            diff = (diff * luma).sum(dim=1)  # (B, H, W)
-    elif dataset == 'div2k':
-        shave = scale + 6
-    elif dataset is not None:
-        raise UserError(f"PSNR is defined for dataset None, 'benchmark' or 'div2k', found {dataset!r}")
+    if dataset == 'benchmark' and diff.shape[1] > 1:
+        luma = diff.new_tensor(LUMA).view(1, 3, 1, 1) / 256
+        diff = (diff * luma).sum(dim=1)  # (B, H, W)
     if min(diff.shape[-2:]) <= 2 * shave:
         raise UserError(f'nothing is left of an image of {tuple(diff.shape[-2:])} after {shave} pixels are shaved '
                         f'from each side: use a larger image or a smaller scale')

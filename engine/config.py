@@ -13,7 +13,7 @@ from itertools import islice
 import yaml
 
 from engine.schema import HANDED, KINDS, REGISTRIES, REQUIRED, Key, keys_of, parameters_of, text_of
-from utils import Text, UserError, ValueType
+from utils import Text, UserError, ValueType, shaved_pixels
 
 
 PROGRAMS = {'train': 'train_liif.py', 'test': 'test.py'}
@@ -380,7 +380,7 @@ def agree_data(check, data, path, eval_type=None):
             check.fail(f'{prefix}{key}', 'nothing', f'a value, since samples between {low} and {high} differ in size '
                        f'and cannot form a batch', f'add {key}, or set batch_size: 1')
     metric, _, scale = (eval_type or '-0').partition('-')
-    shave = math.ceil(float(scale)) + 6 * (metric == 'div2k')
+    shave = shaved_pixels(metric or None, math.ceil(float(scale)))
     if metric and queries is not None:
         check.fail('eval_type', show(eval_type), f'null, since {prefix}sample_q draws random pixels, which have no '
                    f'border to leave out', 'remove one of the two')

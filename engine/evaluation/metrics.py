@@ -9,19 +9,13 @@ import warnings
 import torch
 import torch.nn.functional as F
 
-from utils import UserError
-
-
-LUMA = (65.738, 129.057, 25.064)  # weights over 256, as in calc_psnr
+from utils import LUMA, UserError, shaved_pixels
 
 
 def shaved(img, dataset=None, scale=1):
-    """An image (B, C, H, W) without `scale` ('benchmark'), `scale` + 6 ('div2k') or no (None) pixels on each side.
+    """An image (B, C, H, W) without the `shaved_pixels` on each side.
     Raises UserError when what is left is smaller than an 11x11 window."""
-    widths = {None: 0, 'benchmark': scale, 'div2k': scale + 6}
-    if dataset not in widths:
-        raise UserError(f"metrics are defined for dataset None, 'benchmark' or 'div2k', found {dataset!r}")
-    n, (h, w) = widths[dataset], img.shape[-2:]
+    n, (h, w) = shaved_pixels(dataset, scale), img.shape[-2:]
     if min(h, w) - 2 * n < 11:
         raise UserError(f'less than 11x11 pixels are left of an image of {w}x{h} after {n} are shaved from each '
                         f'side: use a larger image or a smaller scale')
