@@ -7,8 +7,6 @@
 psnr takes what test.py --suite wrote, files or folders, and shows every model in them with the published numbers;
 `test.py --suite continuous` measures at scales from x1 to x30. cost takes what benchmarks/run.py wrote.
 """
-import glob
-import json
 import math
 import os
 import re
@@ -99,16 +97,9 @@ def training_curves(folders):
 
 def cost_curves(paths):
     """({curve: [(megapixels, seconds)]}, {curve: [(megapixels, MB)]}) of decoding, by method, precision and, of several
-    devices, the device. Memory is that of one image enlarged by growing scales."""
+    devices, the device."""
     seconds, memory, devices = {}, {}, set()
-    files = [file for path in paths for file in
-             (sorted(glob.glob(os.path.join(glob.escape(path), '*.json'))) if os.path.isdir(path) else [path])]
-    for file in files:
-        try:
-            with open(file, encoding='utf-8') as f:
-                results = json.load(f)
-        except (OSError, ValueError) as error:
-            raise UserError(f'{file} cannot be read as JSON ({error})') from None
+    for results in tables.read_json_files(paths):
         if not isinstance(results, dict) or 'machine' not in results:
             continue
         device = results['machine']['name']
@@ -118,7 +109,7 @@ def cost_curves(paths):
                 for side, name in (('fast', 'here'), ('textbook', 'textbook')):
                     seconds.setdefault((f'{name}, {precision}', device), []).append(
                         (megapixels(case), sum(case[precision][side].values())))
-        for case in results.get('memory', {}).get('result', {}).get('curve', []):
+        for case in results.get('memory', {}).get('result', {}).get('cases', []):
             for side, name in (('fast', 'here'), ('textbook', 'textbook')):
                 megabytes = case[side]['beyond_output_mb']
                 if megabytes is not None:

@@ -235,22 +235,26 @@ def summary(run):
     return {**{key: value for key, value in run.items() if key != 'per_image'}, 'published': published}
 
 
+def read_json_files(paths):
+    """Yield the contents of JSON files, and of those in folders. Raises UserError for what cannot be read."""
+    for path in paths:
+        if not os.path.exists(path):
+            raise UserError(f'{path} does not exist: give a .json file of results, or a folder of them')
+        files = sorted(glob.glob(os.path.join(glob.escape(path), '**', '*.json'), recursive=True)) \
+            if os.path.isdir(path) else [path]
+        for file in files:
+            try:
+                with open(file, encoding='utf-8') as f:
+                    yield json.load(f)
+            except (OSError, ValueError) as error:
+                raise UserError(f'{file} cannot be read as JSON ({error}): remove it or measure again') from None
+
+
 def read_results(paths):
     """The results in files of `write_results`, of single runs, and in folders of these, the newest of each kind only.
     Files of another kind are passed over. Raises UserError when there is none."""
-    files = []
-    for path in paths:
-        if not os.path.exists(path):
-            raise UserError(f'{path} does not exist: give the output folder of test.py --suite, or a .json file of it')
-        files += sorted(glob.glob(os.path.join(glob.escape(path), '**', '*.json'), recursive=True)) \
-            if os.path.isdir(path) else [path]
     newest = {}
-    for path in files:
-        try:
-            with open(path, encoding='utf-8') as f:
-                value = json.load(f)
-        except (OSError, ValueError) as error:
-            raise UserError(f'{path} cannot be read as JSON ({error}): remove it or measure again') from None
+    for value in read_json_files(paths):
         kind = value.get('format') if isinstance(value, dict) else None
         for run in value['runs'] if kind == RESULTS_FORMAT else [value] if kind == RUN_FORMAT else []:
             key = label_of(run), run['data'], run['images'], run['scale']

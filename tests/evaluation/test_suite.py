@@ -605,7 +605,7 @@ def test_plot_writes_an_image(tmp_path):
     memory = {'input': [10, 20], 'scale': 2, 'fast': {'beyond_output_mb': 3.0}, 'textbook': {'beyond_output_mb': None}}
     (tmp_path / 'cpu.json').write_text(json.dumps({
         'machine': {'name': 'X'}, 'decode': {'result': {'cases': [case]}},
-        'memory': {'result': {'cases': [], 'curve': [memory]}}}))
+        'memory': {'result': {'cases': [memory]}}}))
     seconds, megabytes = plot.cost_curves([str(tmp_path)])
     assert seconds['here, bf16'] == [(0.0008, 3.0)] and megabytes == {'here': [(0.0008, 3.0)]}
     (tmp_path / 'gpu.json').write_text((tmp_path / 'cpu.json').read_text().replace('"X"', '"Y"'))
