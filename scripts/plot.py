@@ -41,7 +41,7 @@ def main(argv=None):
         seconds, memory = cost_curves(args.paths)
         logs = {'log': True, 'log_y': True}
         figure = draw([('megapixels of output', 'seconds', seconds, logs),
-                       ('megapixels of output', 'peak memory beyond the output, MB', memory, logs)])
+                       ('megapixels of input', 'peak memory beyond the output, MB', memory, logs)])
     os.makedirs(os.path.dirname(os.path.abspath(args.output)), exist_ok=True)
     with atomic_write(args.output) as f:
         figure.savefig(f, format=os.path.splitext(args.output)[1][1:], dpi=150)
@@ -97,7 +97,7 @@ def training_curves(folders):
 
 def cost_curves(paths):
     """({curve: [(megapixels, seconds)]}, {curve: [(megapixels, MB)]}) of decoding, by method, precision and, of several
-    devices, the device."""
+    devices, the device. Seconds are over the output's size, memory over the input's, with which each grows."""
     seconds, memory, devices = {}, {}, set()
     for results in tables.read_json_files(paths):
         if not isinstance(results, dict) or 'machine' not in results:
@@ -113,7 +113,7 @@ def cost_curves(paths):
             for side, name in (('fast', 'here'), ('textbook', 'textbook')):
                 megabytes = case[side]['beyond_output_mb']
                 if megabytes is not None:
-                    memory.setdefault((name, device), []).append((megapixels(case), megabytes))
+                    memory.setdefault((name, device), []).append((math.prod(case['input']) / 1e6, megabytes))
     if not seconds and not memory:
         raise UserError(f'no results of benchmarks/run.py in {", ".join(paths)}: run it first')
     return [{', '.join(key[:1 + (len(devices) > 1)]): sorted(points) for key, points in curves.items()}

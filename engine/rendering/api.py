@@ -40,7 +40,7 @@ def load_renderer(model=None, gpu=None, ema=False, precision='float32', **option
 
 
 def to_tensor(image):
-    """Anything that holds a picture as RGB float32 (3, h, w) in [0, 1], which is what `Renderer.open` takes.
+    """An image in any form as RGB float32 (3, h, w) in [0, 1], which is what `Renderer.open` takes.
 
     image: the path of a file; a PIL image; a numpy array (h, w, 3), (h, w, 1) or (h, w); a tensor (3, h, w) or
     (1, h, w). uint8 and uint16 are divided by 255 and 65535, floats are in [0, 1] already. Raises UserError.
@@ -56,9 +56,9 @@ def to_tensor(image):
     elif torch.is_tensor(image):
         found = f'a tensor of shape {tuple(image.shape)}'
     else:
-        raise UserError(f'a picture is a path, a PIL image, an array or a tensor, found {type(image).__name__}')
+        raise UserError(f'an image is a path, a PIL image, an array or a tensor, found {type(image).__name__}')
     if image.dim() != 3 or image.shape[0] not in (1, 3):
-        raise UserError(f'{found} is no picture: wanted an array (h, w, 3), or a tensor (3, h, w)')
+        raise UserError(f'{found} is not an image: expected an array (h, w, 3), or a tensor (3, h, w)')
     if not image.is_floating_point():
         if image.dtype not in (torch.uint8, torch.uint16):
             raise UserError(f'{found} holds {image.dtype}: wanted uint8, uint16, or floats in [0, 1]')

@@ -607,7 +607,7 @@ def test_plot_writes_an_image(tmp_path):
         'machine': {'name': 'X'}, 'decode': {'result': {'cases': [case]}},
         'memory': {'result': {'cases': [memory]}}}))
     seconds, megabytes = plot.cost_curves([str(tmp_path)])
-    assert seconds['here, bf16'] == [(0.0008, 3.0)] and megabytes == {'here': [(0.0008, 3.0)]}
+    assert seconds['here, bf16'] == [(0.0008, 3.0)] and megabytes == {'here': [(0.0002, 3.0)]}
     (tmp_path / 'gpu.json').write_text((tmp_path / 'cpu.json').read_text().replace('"X"', '"Y"'))
     assert set(plot.cost_curves([str(tmp_path)])[1]) == {'here, X', 'here, Y'}
     plot.main(['cost', str(tmp_path), '--output', str(tmp_path / 'figures' / 'cost.png')])
