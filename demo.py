@@ -30,7 +30,8 @@ def parse_arguments(argv=None):
     add('--output', help='the file to write, or a folder, in which the names of the inputs are mirrored; of several '
         'inputs those written before, at this size, are skipped; default: a new file such as photo_x4.png next to the '
         'input')
-    add('--model', help='a checkpoint, or a name in weights/; default: the weights that come with the project')
+    add('--model', help='a checkpoint, or a name in weights/; default: photo for JPEG and WebP, else clean '
+        '(docs/photos.md)')
     size = parser.add_argument_group('size of the output (one of them; default: --scale 4)')
     size.add_argument('--resolution', metavar='H,W', help='height and width in pixels; WxH is understood too')
     size.add_argument('--scale', metavar='S', help='a factor such as 3.7, or two: vertical,horizontal')
@@ -78,11 +79,11 @@ def main(argv=None):
     count = len(todo)
     if batch and not args.overwrite:
         todo = [job for job in todo if not jobs.is_done(*job, size_of)]
-    renderer = make_renderer(args, jobs.workload(todo, size_of)) if todo else None
+    renderers = make_renderers(args, todo, size_of)
     failed, started = [], time.time()
     for source, target in todo:
         try:
-            enlarge(source, target, renderer, size_of, args)
+            enlarge(source, target, renderers[source], size_of, args)
         except UserError as error:
             message = f'{error.found}: choose a smaller one, or add --insist if it is meant to be this large' \
                 if isinstance(error, images.TooLarge) else str(error)
@@ -98,23 +99,36 @@ def main(argv=None):
         sys.exit(1)
 
 
-def make_renderer(args, pixels):
-    """The Renderer of the arguments, once it has said how long `pixels` (source, output) will take if that is long."""
-    from engine.rendering.api import load_renderer
-    from engine.rendering.pace import Pace, fastest
-    auto = args.precision == 'auto'
-    renderer = load_renderer(args.model, args.gpu, args.ema, 'float32' if auto else args.precision, tile=args.tile,
-                             cell_clip=args.cell_clip, self_ensemble=args.self_ensemble, decode=args.decode,
-                             lattice=args.lattice)
-    if not auto and sum(pixels) < SMALL:
-        return renderer
-    renderer, pace = fastest(renderer) if auto else (renderer, Pace(renderer))
-    seconds = pace.seconds(*pixels) * (8 if args.self_ensemble else 1)
+def make_renderers(args, todo, size_of):
+    """{source: Renderer} of all jobs, once it has said how long they will take if that is long."""
+    from engine.rendering import jobs
+    from engine.rendering.api import choose_model
+    groups, renderers, seconds = {}, {}, 0
+    for job in todo:
+        groups.setdefault(args.model or choose_model(job[0]), []).append(job)
+    for model, group in groups.items():
+        renderer, more = make_renderer(args, model, jobs.workload(group, size_of))
+        renderers.update((source, renderer) for source, _ in group)
+        seconds += more
     if seconds > SLOW and args.decode == 'exact':
         print(f'this takes about {seconds:.0f} s' if seconds < 120 else f'this takes about {seconds / 60:.0f} min',
               f'on {renderer.device} in {renderer.precision}' + (
                   '; no CUDA GPU was found' if args.gpu is None and renderer.device.type == 'cpu' else ''), flush=True)
-    return renderer
+    return renderers
+
+
+def make_renderer(args, model, pixels):
+    """(The Renderer of a model, the seconds that `pixels` (source, output) will take; 0 for few pixels)."""
+    from engine.rendering.api import load_renderer
+    from engine.rendering.pace import Pace, fastest
+    auto = args.precision == 'auto'
+    renderer = load_renderer(model, args.gpu, args.ema, 'float32' if auto else args.precision, tile=args.tile,
+                             cell_clip=args.cell_clip, self_ensemble=args.self_ensemble, decode=args.decode,
+                             lattice=args.lattice)
+    if not auto and sum(pixels) < SMALL:
+        return renderer, 0
+    renderer, pace = fastest(renderer) if auto else (renderer, Pace(renderer))
+    return renderer, pace.seconds(*pixels) * (8 if args.self_ensemble else 1)
 
 
 def enlarge(source, target, renderer, size_of, args):

@@ -1,6 +1,7 @@
 """torch.hub: a renderer in two lines (docs/api.md).
 
-    renderer = torch.hub.load(path_or_repository, 'edsr_baseline_liif')     # source='local' for a path
+    renderer = torch.hub.load(path_or_repository, 'edsr_baseline_liif')     # source='local' for a path;
+                                                            # for photographs: 'edsr_baseline_liif_photo'
     out = renderer.open(image).render((H, W))                               # image: (3, h, w) in [0, 1]
 
 The modules `datasets`, `models` and `utils` of this project are then in sys.modules, so a package of such a name, like
@@ -27,4 +28,9 @@ def edsr_baseline_liif(model='edsr-baseline-liif', **options):
     model: the path of another checkpoint, or a name in weights/
     options: those of engine.rendering.api.load_renderer, such as gpu='cpu' or precision='auto'
     """
+    return load_renderer(model, **options)
+
+
+def edsr_baseline_liif_photo(model='photo', **options):
+    """As `edsr_baseline_liif`, with the weights for compressed photographs."""
     return load_renderer(model, **options)

@@ -68,6 +68,15 @@ def image_size(path, max_pixels=MAX_PIXELS):
         return image.size[1], image.size[0]
 
 
+def image_format(path):
+    """The format of an image file as Pillow names it ('JPEG', 'PNG', ...), by its content; None if it is none."""
+    try:
+        with open_header(path, None) as image:
+            return image.format
+    except BadImage:
+        return None
+
+
 @contextlib.contextmanager
 def open_header(path, max_pixels=MAX_PIXELS):
     """Yield the PIL image of a file of which only the header has been read. Raises BadImage for any failure in the

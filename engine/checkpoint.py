@@ -38,6 +38,12 @@ LAST, PREVIOUS = 'epoch-last.pth', 'epoch-last.prev.pth'
 SUMS = 'SHA256SUMS'
 WEIGHTS = os.path.join(ROOT, 'weights')  # trained weights, weights/<name>/model.pth
 PUBLISHED = 'published'  # the name there of the authors' weights, which do not come with the project
+# Short names: of the weights that weights/default.txt names, and of those trained on degraded images.
+CLEAN, PHOTO = 'clean', 'photo'
+FOLDERS = {PHOTO: 'edsr-baseline-liif-photo'}  # their folders, where the name is another
+ABSENT = {PUBLISHED: 'get them with python scripts/prepare_data.py published-weights',
+          PHOTO: 'docs/photos.md tells how they are trained'}
+COMPRESSED = {'JPEG': 'JPEG', 'MPO': 'JPEG', 'WEBP': 'WebP'}  # Pillow's names of formats: what people call them
 
 
 class Unreadable(UserError):
@@ -281,27 +287,57 @@ def find_resume(folder):
 
 # Which file a name means.
 
-def model_path(name, folder=WEIGHTS):
-    """weights/<name>/model.pth for the name of a folder there, such as 'published'; any other name is a path and stays.
-    Raises UserError when the published weights are not there yet."""
-    path = os.path.join(folder, name, 'model.pth')
-    if os.path.exists(name) or os.path.basename(name) != str(name):
+def model_path(name, folder=None):
+    """The file weights/<name>/model.pth for the name of a folder there, such as 'published', and for 'clean' and
+    'photo'; any other name is a path and stays. Raises UserError for known weights that are not there."""
+    if os.path.isfile(name) or os.path.basename(name) != str(name):
         return name
-    if name == PUBLISHED and not os.path.isfile(path):
-        raise UserError('the published weights are not here yet: get them with python scripts/prepare_data.py '
-                        'published-weights')
+    if name == CLEAN:
+        return default_model(folder)
+    path = os.path.join(folder or WEIGHTS, FOLDERS.get(name, name), 'model.pth')
+    if name in ABSENT and not os.path.isfile(path):
+        raise UserError(f'the {name} weights are not here yet: {ABSENT[name]}')
     return path if os.path.isfile(path) else name
 
 
-def known_weights(folder=WEIGHTS):
-    """The checkpoints in weights/, as a message names them; '' when there is none."""
-    found = sorted(os.path.relpath(path) for path in glob.glob(os.path.join(folder, '*', 'model.pth')))
-    return f", or name one that is there: {', '.join(found)}" if found else ''
+def suited_model(image_format, folder=None):
+    """(Name of the weights for an image file when none are named, the reason as a part of a sentence): 'photo' for
+    JPEG and WebP, as soon as these weights are there; 'clean' for all others.
+
+    image_format: as Pillow names it, by the content of the file; None for a file that is no image
+    """
+    if image_format not in COMPRESSED:
+        return CLEAN, f'for {image_format} images' if image_format else 'for what is no image file'
+    reason = f'for {COMPRESSED[image_format]} images'
+    try:
+        model_path(PHOTO, folder)
+    except UserError:
+        return CLEAN, f'{reason}, since the {PHOTO} weights are not here yet'
+    return PHOTO, f'{reason}, which are compressed'
 
 
-def default_model(folder=WEIGHTS):
+def weights_by_name(folder=None):
+    """{name: path} of the checkpoints in weights/: 'clean' and 'photo', where they are there, then the others."""
+    found = {}
+    for name in (CLEAN, PHOTO):
+        with contextlib.suppress(UserError):
+            found[name] = model_path(name, folder)
+    for path in sorted(glob.glob(os.path.join(folder or WEIGHTS, '*', 'model.pth'))):
+        if path not in found.values():
+            found[os.path.basename(os.path.dirname(path))] = path
+    return found
+
+
+def known_weights():
+    """The names in weights/, as a message lists them; '' when there is none."""
+    found = weights_by_name()
+    return f", or name weights that are there: {', '.join(found)}" if found else ''
+
+
+def default_model(folder=None):
     """The checkpoint to use when none is named: that of the name in weights/default.txt, else the newest one. Raises
     UserError when there is none."""
+    folder = folder or WEIGHTS
     try:
         with open(os.path.join(folder, 'default.txt')) as f:
             found = [os.path.join(folder, f.read().strip(), 'model.pth')]

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
-from engine.checkpoint import default_model
+from engine.checkpoint import model_path
 from engine.evaluation.runs import split_label
-from engine.rendering.api import to_numpy, to_tensor
+from engine.rendering.api import choose_model, to_numpy, to_tensor
 from engine.rendering.figures import (ACCENT, GROUND, INK, PAPER, SOFT, add_model_arguments, baseline,
                                       blank, check_size, font, positive, renderer_of, save_image)
 from datasets.imresize import imresize, lr_size
@@ -46,7 +46,8 @@ def main(argv=None):
     check_size(size)
     region = parse('region', args.region, '--region') if args.region is not None else busiest(low)
     panels = [(name, baseline(name).open(low)) for name in METHODS]
-    name, args.model = split_label(args.model or default_model())
+    chosen = args.model or model_path(choose_model(args.image if args.input_only else None))
+    name, args.model = split_label(chosen)
     panels.append((name, renderer_of(args).open(low)))
     panels, notes = render(panels, low, truth, size, region, args.width)
     scale = f'x{args.scale:g}'

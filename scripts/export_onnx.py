@@ -144,7 +144,7 @@ def queries(h, w, height, width):
 
 def main(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument('--model', help='a checkpoint; default: the weights that come with the project')
+    parser.add_argument('--model', help='a checkpoint, or a name in weights/, such as photo; default: clean')
     parser.add_argument('--output', default='onnx', help='the folder for encoder.onnx and decoder.onnx')
     args = parser.parse_args(argv)
 

@@ -1,6 +1,5 @@
 """The images and models of a running viewer: what its server answers with."""
 import collections
-import glob
 import os
 import secrets
 import threading
@@ -10,7 +9,7 @@ import torch
 from PIL import Image
 
 from datasets.images import TooLarge
-from engine.checkpoint import WEIGHTS
+from engine.checkpoint import suited_model, weights_by_name
 from engine.rendering.api import load_renderer, to_numpy
 from engine.rendering.picture import read_picture
 from engine.rendering.renderer import quantize
@@ -25,13 +24,14 @@ BAND = 4 << 20  # pixels of a download that are rendered together
 
 
 class Opened:
-    """An image that is open: its name, pixels as the page gets them, and whether they carry alpha."""
+    """An image that is open: its name, its file's format, pixels as the page gets them, with alpha or without."""
 
     def __init__(self, name, picture):
         img = picture.for_network()  # (3, h, w), coloured under transparent pixels, too
         if picture.alpha is not None:
             img = torch.cat([img, picture.alpha])
-        self.name, self.pixels = name, to_numpy(quantize(img, torch.uint8))  # (h, w, 3 or 4)
+        self.name, self.format = name, picture.format
+        self.pixels = to_numpy(quantize(img, torch.uint8))  # (h, w, 3 or 4)
         self.size = self.pixels.shape[:2]
 
     @property
@@ -51,11 +51,12 @@ class Viewer:
     """The models and the images of a running viewer.
 
     models: {name: path of a checkpoint}, the default first; max_bytes, max_pixels: of an image; gpu: as `load_renderer`
-    takes it; hosts: names under which the page may be asked for, besides localhost and plain addresses.
+    takes it; hosts: names under which the page may be asked for, besides localhost and plain addresses; suit: whether
+    the page takes the model that suits the kind of the image, instead of the first.
     """
 
-    def __init__(self, models, max_bytes=64_000_000, max_pixels=40_000_000, gpu=None, hosts=()):
-        self.models, self.gpu = models, gpu
+    def __init__(self, models, max_bytes=64_000_000, max_pixels=40_000_000, gpu=None, hosts=(), suit=True):
+        self.models, self.gpu, self.suit = models, gpu, suit
         self.max_bytes, self.max_pixels = max_bytes, max_pixels
         self.hosts = {'localhost', *hosts}
         self.computing = threading.Lock()  # one model computes at a time
@@ -94,8 +95,11 @@ class Viewer:
         return self.pictures[key]
 
     def describe(self, key):
+        """What the page has to know of an image; `model`: the name of the one to show it with, None for any."""
         found = self.picture(key)
-        return {'id': key, 'name': found.name, 'width': found.size[1], 'height': found.size[0]}
+        model = suited_model(found.format)[0] if self.suit else None
+        return {'id': key, 'name': found.name, 'width': found.size[1], 'height': found.size[0],
+                'model': model if model in self.models else None}
 
     def about(self, name):
         """What the page has to know of a model."""
@@ -145,16 +149,10 @@ class Viewer:
 
 
 def find_models(path=None):
-    """{name: path} of the checkpoint `path`, if given, and of those that come with the project, the default first."""
-    paths = sorted(glob.glob(os.path.join(WEIGHTS, '*', 'model.pth')))
-    found = {os.path.basename(os.path.dirname(p)): p for p in paths}
-    try:
-        with open(os.path.join(WEIGHTS, 'default.txt')) as f:
-            default = f.read().strip()
-    except FileNotFoundError:
-        default = next(iter(found), None)
-    first = {path: path} if path is not None else {default: found[default]} if default in found else {}
-    if not {**first, **found}:
+    """{name: path} of the checkpoint `path`, if given, and of those in weights/, 'clean' and 'photo' first. Raises
+    UserError when there is none."""
+    found = {**({} if path is None else {path: path}), **weights_by_name()}
+    if not found:
         raise UserError('no weights come with this copy of the project: name a checkpoint, --model '
                         'save/.../epoch-last.pth')
-    return {**first, **found}
+    return found

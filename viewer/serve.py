@@ -23,7 +23,8 @@ from viewer.web import make_server  # noqa: E402
 def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument('image', nargs='?', help='an image; default: a sample')
-    parser.add_argument('--model', help='a checkpoint; default: the weights that come with the project')
+    parser.add_argument('--model', help='a checkpoint, or a name in weights/; default: photo for JPEG and WebP, else '
+                        'clean')
     parser.add_argument('--gpu', help="a GPU's number, or cpu; default: the first GPU, else the CPU")
     parser.add_argument('--host', default='127.0.0.1', help='the address to listen at; this machine alone by default. '
                         'Whoever reaches it can see the images')
@@ -34,9 +35,11 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     names = [] if args.host in ('127.0.0.1', '::1') else [args.host.lower(), socket.gethostname().lower()]
-    viewer = Viewer(find_models(args.model), int(args.max_upload * 1e6), int(args.max_pixels * 1e6), args.gpu, names)
-    viewer.open(args.image or os.path.join(engine.ROOT, 'docs', 'figures', 'photo.png'))
-    about = viewer.about(next(iter(viewer.models)))  # loads the model, so that its errors come now
+    viewer = Viewer(find_models(args.model), int(args.max_upload * 1e6), int(args.max_pixels * 1e6), args.gpu, names,
+                    suit=args.model is None)
+    key = viewer.open(args.image or os.path.join(engine.ROOT, 'docs', 'figures', 'photo.png'))
+    name = viewer.describe(key)['model'] or next(iter(viewer.models))
+    about = viewer.about(name)  # loads the model, so that its errors come now
     server = make_server(viewer, args.host, args.port)
     name = f'[{args.host}]' if ':' in args.host else args.host
     address = f'http://{name}:{server.server_address[1]}/'

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from engine.checkpoint import default_model, load_model
+from datasets.images import image_format
+from engine.checkpoint import CLEAN, load_model, model_path, suited_model
 from engine.rendering.pace import fastest
 from engine.rendering.picture import read_picture
 from engine.rendering.renderer import Renderer
@@ -18,25 +19,32 @@ from engine.runtime import say_once, select_device
 from utils import UserError
 
 
-def load_renderer(model=None, gpu=None, ema=False, precision='float32', **options):
+def load_renderer(model=None, gpu=None, ema=False, precision='float32', image=None, **options):
     """A Renderer (engine/rendering/renderer.py) of a checkpoint.
 
-    model: the path of a checkpoint, or a name in weights/; default: the weights that come with the project
+    model: the path of a checkpoint, or a name in weights/, such as 'clean' or 'photo'; default: `choose_model(image)`
     gpu: the number of a GPU, or 'cpu'; default: the first GPU, else the CPU
     ema: use the checkpoint's averaged weights
     precision: 'float32', 'bf16', 'fp16' (GPU only), or 'auto': bf16 if a trial is 1.5 times as fast with it
+    image: the path of an image file, by which a model is chosen
     options: the others of Renderer
     Raises UserError for a file that is not a checkpoint, or whose model has no query_rgb.
     """
-    path = model or default_model()
-    if model is None:
-        say_once(f'using {os.path.relpath(path)}, which comes with the project')
+    path = choose_model(image) if model is None else model
     net, data_norm = load_model(path, select_device(None if gpu is None else str(gpu), announce=False), ema=ema)
     if not hasattr(net, 'query_rgb'):
         raise UserError(f'{path}: its model, {type(net).__name__}, has no decoder to ask for any size; expected one '
                         f'such as liif or metasr')
     renderer = Renderer(net, data_norm, 'float32' if precision == 'auto' else precision, **options)
     return fastest(renderer)[0] if precision == 'auto' else renderer
+
+
+def choose_model(image=None):
+    """The name of the weights to use where none are named, which is said on stderr: by the content of the file `image`,
+    as `suited_model` does; without one, 'clean'."""
+    name, reason = (CLEAN, 'which come with the project') if image is None else suited_model(image_format(image))
+    say_once(f'using the weights {name} ({os.path.relpath(model_path(name))}), {reason}')
+    return name
 
 
 def to_tensor(image):

@@ -23,15 +23,15 @@ INK, SOFT, PAPER, GROUND, ACCENT = '#1b1f24', '#5f6873', '#ffffff', '#eceef1', '
 
 def add_model_arguments(parser, precision='auto'):
     """The options that `renderer_of` reads."""
-    parser.add_argument('--model', help='a checkpoint, or a name in weights/; default: the weights that come with the '
-                        'project')
+    parser.add_argument('--model', help='a checkpoint, or a name in weights/; default: photo for JPEG and WebP, else '
+                        'clean')
     parser.add_argument('--gpu', help="a GPU's number, or cpu; default: the first GPU, else the CPU")
     parser.add_argument('--precision', default=precision, help='float32, bf16, fp16 (GPU only), or auto: bf16 if a '
                         f'trial is 1.5 times as fast with it; default: {precision}')
 
 
 def renderer_of(args):
-    return load_renderer(args.model, gpu=args.gpu, precision=args.precision)
+    return load_renderer(args.model, gpu=args.gpu, precision=args.precision, image=args.image)
 
 
 def baseline(name):

@@ -44,7 +44,8 @@ class Picture(NamedTuple):
 
     colour: (3 or 1, h, w) float32 in [0, 1]; alpha: (1, h, w) likewise, not multiplied in, or None; depth: 8 or 16
     bits; icc: the ICC profile; dpi: (horizontal, vertical); exif: {directory: {tag: value}}, directory 0 is the main
-    one; chunks: PNG chunks that define colour; remarks: sentences on what could not be kept.
+    one; chunks: PNG chunks that define colour; remarks: sentences on what could not be kept; format: the file's, as
+    Pillow names it.
     """
     colour: torch.Tensor
     alpha: Optional[torch.Tensor] = None
@@ -54,6 +55,7 @@ class Picture(NamedTuple):
     exif: dict = {}
     chunks: tuple = ()
     remarks: tuple = ()
+    format: Optional[str] = None
 
     @property
     def size(self):
@@ -108,7 +110,7 @@ def _read(image, data, path):
     values = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1).contiguous() / (2 ** depth - 1)  # (C, h, w)
     opaque = len(values) in (1, 3)
     colour, alpha = (values, None) if opaque else (values[:-1], values[-1:])
-    return Picture(colour, alpha, depth, icc, dpi, exif, chunks, remarks)
+    return Picture(colour, alpha, depth, icc, dpi, exif, chunks, remarks, image.format)
 
 
 def _is_deep(image, data):

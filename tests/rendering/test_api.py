@@ -101,6 +101,21 @@ print(tuple(renderer.open(torch.rand(3, 8, 9)).render((16, 18)).shape))
     assert done.returncode == code and words in done.stdout + done.stderr
 
 
+def stand_in_weights(tmp_path, monkeypatch):
+    """A folder used as weights/, with 'clean' and 'photo', whose first weights in the decoder are 1 and 2."""
+    for value, name in ((1, 'mine'), (2, 'edsr-baseline-liif-photo')):
+        model = small_model()
+        with torch.no_grad():
+            model.imnet.layers[0].weight[0, 0] = value
+        os.makedirs(tmp_path / 'weights' / name)
+        save_checkpoint(str(tmp_path / 'weights' / name / 'model.pth'),
+                        {'model': {**small_spec(), 'sd': model.state_dict()}})
+    (tmp_path / 'weights' / 'default.txt').write_text('mine\n')
+    monkeypatch.setattr('engine.checkpoint.WEIGHTS', str(tmp_path / 'weights'))
+    runtime.say_once.cache_clear()
+    return str(tmp_path / 'weights')
+
+
 def test_a_checkpoint_without_a_decoder(tmp_path):
     import models
     spec = {'name': 'liif', 'args': {'encoder_spec': {'name': 'edsr-baseline', 'args': {
@@ -118,8 +133,34 @@ def test_a_checkpoint_without_a_decoder(tmp_path):
 
 
 def test_the_weights_of_the_project_are_the_default(tmp_path, monkeypatch, capsys):
-    path = save_small(tmp_path / 'model.pth')
-    monkeypatch.setattr('engine.rendering.api.default_model', lambda: path)
-    runtime.say_once.cache_clear()
+    weights = stand_in_weights(tmp_path, monkeypatch)
     assert load_renderer(gpu='cpu', precision='bf16').precision == 'bf16'
-    assert 'which comes with the project' in capsys.readouterr().err
+    assert 'clean (' in (said := capsys.readouterr().err) and 'which come with the project' in said
+    assert os.path.join('mine', 'model.pth') in said and weights
+
+
+def weight_of(renderer):
+    return renderer.model.imnet.layers[0].weight[0, 0].item()
+
+
+def test_the_kind_of_a_file_chooses_the_weights(tmp_path, monkeypatch, capsys):
+    """By its content: the names of the files here lie."""
+    weights, pixels = stand_in_weights(tmp_path, monkeypatch), np.full((8, 9, 3), 99, np.uint8)
+    for name, kind, wanted, said in (('a.png', 'JPEG', 2, 'photo'), ('b.jpg', 'PNG', 1, 'clean'),
+                                     ('c.tif', 'WEBP', 2, 'photo'), ('d.jpg', 'TIFF', 1, 'clean')):
+        Image.fromarray(pixels).save(tmp_path / name, kind)
+        assert weight_of(load_renderer(gpu='cpu', image=str(tmp_path / name))) == wanted
+        assert re.fullmatch(rf'using the weights {said} \(.*\), for {kind} images.*\n', capsys.readouterr().err, re.I)
+    (tmp_path / 'e.jpg').write_text('no image')
+    assert weight_of(load_renderer(gpu='cpu', image=str(tmp_path / 'e.jpg'))) == 1
+    assert weight_of(load_renderer('photo', gpu='cpu')) == 2 and weight_of(load_renderer('clean', gpu='cpu')) == 1
+    assert weight_of(load_renderer('clean', gpu='cpu', image=str(tmp_path / 'a.png'))) == 1  # what is named is taken
+    os.remove(os.path.join(weights, 'edsr-baseline-liif-photo', 'model.pth'))
+    capsys.readouterr()
+    assert weight_of(load_renderer(gpu='cpu', image=str(tmp_path / 'a.png'))) == 1
+    assert 'since the photo weights are not here yet' in capsys.readouterr().err
+    with pytest.raises(UserError, match='the photo weights are not here yet: docs/photos.md'):
+        load_renderer('photo', gpu='cpu')
+    monkeypatch.chdir(tmp_path)
+    os.mkdir('clean')  # a folder of that name is not meant
+    assert weight_of(load_renderer('clean', gpu='cpu')) == 1

@@ -524,3 +524,27 @@ def test_every_option_is_documented(capsys):
     with open(os.path.join(ROOT, 'docs', 'demo.md')) as f:
         documented = set(re.findall(r'--[a-z][a-z-]+', f.read()))
     assert options == documented and len(options) > 15
+
+
+# Which weights.
+
+def test_each_file_of_a_folder_gets_the_weights_for_its_kind(tmp_path, monkeypatch, capsys):
+    from tests.rendering.test_api import stand_in_weights
+    weights, folder = stand_in_weights(tmp_path, monkeypatch), tmp_path / 'in'
+    folder.mkdir()
+    for name, kind in (('a.png', 'JPEG'), ('b.png', 'PNG'), ('c.png', 'JPEG')):  # the content tells
+        Image.fromarray(PHOTO).save(folder / name, kind)
+    arguments = [str(folder), '--scale', '2', '--gpu', 'cpu', '--precision', 'float32', '--output']
+    demo.main([*arguments, str(tmp_path / 'out')])
+    said = capsys.readouterr().err
+    assert 'the weights photo (' in said and 'for JPEG images' in said and 'the weights clean (' in said
+    assert said.count('\n') == 2
+    photo = 'edsr-baseline-liif-photo'
+    for name, model in (('a.png', photo), ('b.png', 'mine'), ('c.png', photo)):
+        source = np.array(Image.open(folder / name))
+        wanted = reference(os.path.join(weights, model, 'model.pth'), source, (82, 126))
+        assert np.array_equal(pixels(tmp_path / 'out' / name), wanted)
+    demo.main([*arguments, str(tmp_path / 'named'), '--model', 'photo'])
+    assert not capsys.readouterr().err
+    wanted = reference(os.path.join(weights, photo, 'model.pth'), PHOTO, (82, 126))
+    assert np.array_equal(pixels(tmp_path / 'named' / 'b.png'), wanted)

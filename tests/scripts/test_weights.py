@@ -58,11 +58,11 @@ def test_default_weights(tmp_path, checkpoints, monkeypatch, capsys):
     (tmp_path / 'default.txt').write_text('old\n')
     assert weights.default_model(str(tmp_path)) == str(tmp_path / 'old' / 'model.pth')
     assert weights.model_path('new', str(tmp_path)) == str(tmp_path / 'new' / 'model.pth')
-    monkeypatch.setattr('engine.rendering.api.default_model', lambda: str(tmp_path / 'new' / 'model.pth'))
+    monkeypatch.setattr(weights, 'WEIGHTS', str(tmp_path))
     Image.fromarray(PHOTO).save(tmp_path / 'in.png')
     runtime.say_once.cache_clear()
     demo.main([str(tmp_path / 'in.png'), '--output', str(tmp_path / 'out.png'), '--scale', '2'])
-    assert 'comes with the project' in capsys.readouterr().err and (tmp_path / 'out.png').exists()
+    assert 'old/model.pth), for PNG images' in capsys.readouterr().err and (tmp_path / 'out.png').exists()
 
 
 @pytest.mark.parametrize('folder', FOLDERS, ids=NAMES)

@@ -296,6 +296,31 @@ def test_files_that_are_opened_and_links(page, chromium, server, tmp_path):
     other.context.close()
 
 
+def test_the_kind_of_a_file_chooses_the_weights_until_a_hand_does(chromium, tmp_path, monkeypatch):
+    monkeypatch.setattr('viewer.images.suited_model', lambda kind: ('photo' if kind == 'JPEG' else 'clean', ''))
+    viewer = small_viewer(tmp_path / 'photo.png')
+    viewer.models, viewer.renderers = {'clean': '', 'photo': ''}, dict.fromkeys(
+        ('clean', 'photo'), viewer.renderers['small'])
+    for name in ('a.jpg', 'b.png'):
+        Image.fromarray(PIXELS).save(tmp_path / name)
+
+    def shown_with(name):
+        page.page.set_input_files('#file', str(tmp_path / name))
+        page.until(f'document.getElementById("name").textContent === "{name}"')
+        page.finished()
+        page.page.wait_for_timeout(500)
+        return page.page.input_value('#model')
+
+    with serving(viewer) as port:
+        page = Page(chromium, port)
+        assert page.page.input_value('#model') == 'clean'
+        assert [shown_with(name) for name in ('a.jpg', 'b.png', 'a.jpg')] == ['photo', 'clean', 'photo']
+        page.page.select_option('#model', 'clean')
+        assert shown_with('a.jpg') == 'clean'
+        page.context.close()
+        assert not page.problems
+
+
 def test_resizing(page):
     view = page.view()
     page.page.set_viewport_size({'width': 500, 'height': 700})

@@ -39,7 +39,7 @@ def test_what_is_sent(served):
     viewer, port = served
     start = json.loads(ask(port, '/start')[1])
     key = start['picture']['id']
-    assert start['picture'] == {'id': key, 'name': 'photo.png', 'width': 200, 'height': 150}
+    assert start['picture'] == {'id': key, 'name': 'photo.png', 'width': 200, 'height': 150, 'model': None}
     assert (opened(ask(port, f'/source?id={key}')[1]) == PIXELS).all()
     about = json.loads(ask(port, f'/model?name={start["models"][0]}')[1])
     assert about['lattice'] and about['kind'] == 'LIIF'
@@ -243,18 +243,40 @@ def test_work_ends_when_the_browser_hangs_up(served, monkeypatch):
     assert 0 < len(calls) < 300  # of 400 bands
 
 
-def test_models_that_can_be_chosen(tmp_path, monkeypatch):
-    for name in ('a', 'b'):
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """A folder to be used as weights/, with four sets of weights."""
+    for name in ('a', 'b', 'edsr-baseline-liif-photo', 'published'):
         (tmp_path / name).mkdir()
         (tmp_path / name / 'model.pth').write_bytes(b'')
-    monkeypatch.setattr(images, 'WEIGHTS', str(tmp_path))
-    assert list(images.find_models()) == ['a', 'b']
     (tmp_path / 'default.txt').write_text('b\n')
-    assert list(images.find_models()) == ['b', 'a']
-    assert list(images.find_models('my.pth')) == ['my.pth', 'a', 'b']
-    monkeypatch.setattr(images, 'WEIGHTS', str(tmp_path / 'none'))
+    monkeypatch.setattr('engine.checkpoint.WEIGHTS', str(tmp_path))
+    return tmp_path
+
+
+def test_models_that_can_be_chosen(weights, monkeypatch):
+    assert list(images.find_models()) == ['clean', 'photo', 'a', 'published']
+    assert list(images.find_models('my.pth')) == ['my.pth', 'clean', 'photo', 'a', 'published']
+    assert list(images.find_models('photo')) == ['photo', 'clean', 'a', 'published']
+    (weights / 'edsr-baseline-liif-photo' / 'model.pth').unlink()
+    assert list(images.find_models()) == ['clean', 'a', 'published']
+    monkeypatch.setattr('engine.checkpoint.WEIGHTS', str(weights / 'none'))
     with pytest.raises(UserError, match='--model'):
         images.find_models()
+
+
+def test_the_kind_of_the_file_chooses_the_model(weights, tmp_path):
+    files = {'a.jpg': ('JPEG', 'photo'), 'b.png': ('WEBP', 'photo'), 'c.webp': ('PNG', 'clean')}
+    for name, (kind, _) in files.items():
+        Image.fromarray(PIXELS).save(tmp_path / name, kind)
+    for suit in (True, False):
+        viewer = images.Viewer(images.find_models(), suit=suit)
+        for name, (_, model) in files.items():
+            found = viewer.describe(viewer.open(str(tmp_path / name)))['model']
+            assert found == (model if suit else None), name
+    (weights / 'edsr-baseline-liif-photo' / 'model.pth').unlink()
+    viewer = images.Viewer(images.find_models())
+    assert viewer.describe(viewer.open(str(tmp_path / 'a.jpg')))['model'] == 'clean'
 
 
 def test_codes_of_few_images_are_held(served, tmp_path):

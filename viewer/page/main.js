@@ -21,6 +21,7 @@ let start = {}, model = null, picture = null, bitmap = null, painter = null, acc
 let view = {x: 0, y: 0, s: 1};  // centre in pixels of the image; pixels of the screen per pixel of the image
 let goal = null;                // a zoom under way: {s, px, py}, towards scale s around a point of the screen
 let flight = null;              // a flight under way
+let modelChosen = false;        // by hand: other images are shown with it, too
 let beside = false, divider = .5, simple = 'bicubic', flipped = false, timer = 0, queued = false;
 const tiles = {asked: new Map(), failed: new Set(), missing: []};  // asked: tile -> AbortController
 const frames = {count: 0};      // drawn since the page began, for whoever measures
@@ -380,7 +381,11 @@ async function upload(file) {
     if (file.size > start.max_bytes) throw new Error(`${file.name} has ${size} MB, more than the ${most} MB that the ` +
       'viewer takes (--max-upload)');
     say('opening');
-    await show(await engine.open(file));
+    const found = await engine.open(file), other = !modelChosen && found.model !== model.name && found.model;
+    if (other) await engine.about(other);  // loads it before the image is shown
+    await show(found);
+    if (other) await pickModel(other);
+    if (other) say(`the weights ${other} suit this kind of file`, 3000);
   } catch (error) { say(''); toast(error.message); }
 }
 async function pickModel(name) {
@@ -577,7 +582,7 @@ addEventListener('blur', () => flip(false));
 const buttons = {in: actions['+'], out: actions['-'], fit: actions['0'], one: actions['1'], fly, save, shot: saveShot,
   full: fullScreen, link: copyLink, help, open: actions.o, choose: actions.o, method: actions.n, beside: actions.c};
 for (const [id, action] of Object.entries(buttons)) $(id).onclick = action;
-$('model').onchange = () => pickModel($('model').value);
+$('model').onchange = () => { modelChosen = true; pickModel($('model').value); };
 $('file').onchange = () => { upload($('file').files[0]); $('file').value = ''; };
 for (const name of ['dragover', 'dragleave', 'drop']) addEventListener(name, event => {
   event.preventDefault();
@@ -616,7 +621,8 @@ async function begin() {
   start = await engine.start(at.id);
   $('model').replaceChildren(...start.models.map(name => new Option(name)));
   $('model').hidden = start.models.length < 2;
-  await pickModel(start.models.includes(at.model) ? at.model : start.models[0]);
+  const linked = !start.gone && start.models.includes(at.model) && at.model;
+  await pickModel(linked || start.picture?.model || start.models[0]);
   painter = makePainter();
   resize();
   if (start.gone) toast('The image of this link is no longer open in the viewer: open it again.');

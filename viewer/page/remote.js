@@ -19,7 +19,7 @@ export const start = async id => (await ask('/start?' + query(id ? {id} : {}))).
 // {name, kind, precision, device, lattice, tile, steps: of the draft and of the final lattice}
 export const about = async name => (await ask('/model?' + query({name}))).json();
 
-// A file's image: {id, name, width, height}.
+// A file's image: {id, name, width, height, model: the one that suits its kind, or null}.
 export const open = async file =>
   (await ask('/pictures?' + query({name: file.name}), {method: 'POST', body: file})).json();
 
