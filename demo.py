@@ -14,7 +14,7 @@ import sys
 import time
 
 import engine  # noqa: F401 (before torch: how its threads wait)
-from engine.arguments import Parser
+from engine.arguments import Parser, largest_scale
 
 
 SLOW = 30  # seconds from which an estimate is printed before the start
@@ -40,15 +40,16 @@ def parse_arguments(argv=None):
     size.add_argument('--max-side', metavar='N', help='the longer side in pixels; the other keeps the aspect')
     add('--region', metavar='X,Y,W,H', help='render this part only, in pixels of the upright source, fractions '
         'allowed')
-    add('--cell-clip', nargs='?', type=float, const=4.0, metavar='S', help='beyond scale S (4: the largest of the '
-        "paper's training) keep the cell of S, as later work does")
+    add('--cell-clip', nargs='?', type=largest_scale, const=4.0, metavar='S', help='beyond scale S (4: the largest of '
+        "the paper's training) keep the cell of S, as later work does")
     add('--self-ensemble', action='store_true', help='average over the eight flips and turns: slightly better, 8 times '
         'slower')
     add('--decode', default='exact', choices=['exact', 'lattice', 'auto'], help='lattice: an approximation, much '
         'faster far beyond x4 (docs/demo.md); auto: where it needs at most 60%% of the work')
     add('--lattice', type=int, default=6, metavar='G', help='density of the lattice, 1 to 32; default: 6')
-    add('--precision', default='auto', help='float32, bf16, fp16 (GPU only); what overflows is redone in float32; auto '
-        '(default): bf16 if a trial is 1.5 times as fast with it, else float32')
+    add('--precision', default='auto', choices=['auto', 'float32', 'tf32', 'bf16', 'fp16'], help='auto (default): bf16 '
+        'if a trial is 1.5 times as fast with it, else float32; tf32 and fp16 are for GPUs; what overflows is redone '
+        'in float32')
     add('--tile', type=int, metavar='N', help='encode in tiles of N source pixels; default: chosen by the memory')
     add('--gpu', help="a GPU's number, or cpu; default: the first GPU, else the CPU")
     add('--ema', action='store_true', help="use the checkpoint's averaged weights")
@@ -62,8 +63,6 @@ def parse_arguments(argv=None):
         parser.error('expected at least one input')
     if not 1 <= args.quality <= 100:
         parser.error(f'--quality: found {args.quality}, expected 1 to 100')
-    if args.cell_clip is not None and not 1 <= args.cell_clip < float('inf'):
-        parser.error(f'--cell-clip: found {args.cell_clip}, expected the largest scale of training, 1 or more')
     return args
 
 
@@ -125,7 +124,7 @@ def make_renderer(args, model, pixels):
     renderer = load_renderer(model, args.gpu, args.ema, 'float32' if auto else args.precision, tile=args.tile,
                              cell_clip=args.cell_clip, self_ensemble=args.self_ensemble, decode=args.decode,
                              lattice=args.lattice)
-    if not auto and sum(pixels) < SMALL:
+    if sum(pixels) < (1 if auto else SMALL):  # 0: no input can be enlarged, which is said when it is tried
         return renderer, 0
     renderer, pace = fastest(renderer) if auto else (renderer, Pace(renderer))
     return renderer, pace.seconds(*pixels) * (8 if args.self_ensemble else 1)

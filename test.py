@@ -7,12 +7,12 @@
 --config prints a last line `result: PSNR` in dB. --suite prints tables with the published numbers and writes them to
 the output folder, where results are kept, so that a second start measures only what is missing (docs/evaluation.md).
 """
-import math
 import os
 import sys
 
 from tqdm import tqdm
 
+from engine.arguments import largest_scale
 from engine.config import load_config
 from engine.evaluation import tables
 from engine.evaluation.evaluate import batched_predict, eval_psnr  # noqa: F401 (importable from here)
@@ -37,7 +37,7 @@ def main(argv=None):
     parser.add_argument('--precision', choices=['float32', 'tf32', 'bf16', 'fp16'], help="instead of the config's")
     parser.add_argument('--self-ensemble', action='store_true', help='average over the eight flips and transposes')
     parser.add_argument('--tile', type=int, metavar='N', help='encode in tiles of NxN input pixels, with less memory')
-    parser.add_argument('--cell-clip', nargs='?', type=float, const=4.0, metavar='S',
+    parser.add_argument('--cell-clip', nargs='?', type=largest_scale, const=4.0, metavar='S',
                         help='beyond scale S (4, the largest in training) decode with the cell of S, as LTE does')
     parser.add_argument('--decode', choices=DECODES, default='exact',
                         help='lattice: an approximation, much faster at large scales (docs/evaluation.md); auto: where '
@@ -59,9 +59,6 @@ def main(argv=None):
     for flag, given in others.items():
         if given:
             parser.error(f'{flag} goes with {"--config" if args.suite else "--suite"}')
-
-    if args.cell_clip is not None and not 1 <= args.cell_clip < math.inf:
-        raise UserError(f'--cell-clip: found {args.cell_clip}, expected the largest scale of training, 1 or more')
 
     device = select_device(args.gpu)
     autocast(device, args.precision)  # raises for a precision that the device cannot do

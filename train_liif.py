@@ -50,7 +50,7 @@ def main(argv=None):
     parser.add_argument('--resume', action='store_true', help="go on from the run folder's newest usable checkpoint")
     parser.add_argument('--overwrite', action='store_true', help='delete what an earlier run left in the run folder')
     parser.add_argument('--init', metavar='MODEL',
-                        help='start from the weights of this checkpoint (overrides the key init)')
+                        help='start from the weights of a checkpoint or a name in weights/ (overrides the key init)')
     parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='override a key of the config')
     parser.add_argument('--allow-change', action='append', default=[], metavar='KEY',
                         help='a key that may differ from the run that is resumed, such as epoch_max')

@@ -335,6 +335,11 @@ def replace_between(path, text, markers):
         f.write(f'{old[:start]}{markers[0]}\n{text.rstrip()}\n{old[end:]}')
 
 
+def counted(number, noun):
+    """'1 thread', '2 threads', '1,000 steps'."""
+    return f'{number:,} {noun}{"s" * (number != 1)}'
+
+
 # Helpers that the published code exports and decoders and scripts of the LIIF family import. Our programs use
 # engine/optim.py, logging and engine/training/run_folder.py instead, but for `time_text`.
 

@@ -11,7 +11,7 @@ import _path
 from engine import ROOT
 from engine.evaluation.tables import markdown
 from engine.runtime import run_program
-from utils import replace_between
+from utils import counted, replace_between
 
 RESULTS = os.path.join(ROOT, 'benchmarks', 'results')
 MARKERS = '<!-- benchmarks:start -->', '<!-- benchmarks:end -->'
@@ -119,7 +119,7 @@ def lattice_tables(results):
     cost = [[row['set'], f'x{row["scale"]}', row['images'], f'{row["exact"]:.2f}',
              *(f'{row[name][key]:.{digits}f}' for name in names for key, digits in (('loss', 4), ('distance', 1)))]
             for row in truth['rows']]
-    head = f'**{speed["machine"]["name"]}**, {speed["machine"]["threads"]} thread, torch ' \
+    head = f'**{speed["machine"]["name"]}**, {counted(speed["machine"]["threads"], "thread")}, torch ' \
            f'{speed["machine"]["versions"]["torch"]}, load {speed["load_before"]:.0f}'
     return '\n\n'.join([
         head, markdown(['scale', 'g = 4 against exact', 'g = 6', 'g = 4 against textbook', 'g = 6'], rows),
@@ -130,7 +130,7 @@ def lattice_tables(results):
 def report(results):
     """The tables of one device in markdown; says what was not measured."""
     info = results['machine']
-    lines = [f'**{info["name"]}**, {info["threads"]} threads, torch {info["versions"]["torch"]}']
+    lines = [f'**{info["name"]}**, {counted(info["threads"], "thread")}, torch {info["versions"]["torch"]}']
     for name, makers in TABLES.items():
         lines += [make(results[name]['result']) for make in makers] if name in results else [f'{name}: not measured']
     return '\n\n'.join(lines)

@@ -16,7 +16,6 @@ def problems(wrapper, read=False, most=None):
     A wrapper is asked by its `check(index)`; one without is only asked for what its image set finds.
     """
     images = getattr(wrapper, 'dataset', wrapper)
-    count = getattr(images, 'distinct', len(wrapper))
     look = [getattr(images, name) for name in ('image',) * read + ('size',) if hasattr(images, name)]
     look += [wrapper.check] if hasattr(wrapper, 'check') else []
 
@@ -26,8 +25,7 @@ def problems(wrapper, read=False, most=None):
                 function(index)
         except BadImage as error:
             return str(error)
-    chosen = np.linspace(0, count - 1, min(count, most or count)).round().astype(int)
-    return in_threads(problem, chosen.tolist())
+    return in_threads(problem, spread(wrapper, most))
 
 
 def check_headers(wrapper, on_bad_image='stop', most=10_000):
@@ -41,6 +39,38 @@ def check_headers(wrapper, on_bad_image='stop', most=10_000):
                f'on_bad_image: skip)' if len(bad) > 1 else ''
         raise UserError(bad[0] + rest)
     return bad
+
+
+def check_batches(wrapper, batch_size, most=10_000):
+    """The cheap check, from what headers tell of up to `most` images, that all samples have one size if several form a
+    batch. Raises UserError naming two that differ. Passes over bad images, and wrappers without `shapes`."""
+    if batch_size == 1 or not hasattr(wrapper, 'shapes'):
+        return
+
+    def shapes(index):
+        try:
+            return index, wrapper.shapes(index)
+        except BadImage:  # `check_headers` reports it, or the loop does
+            return index, ()
+    first = {}  # shape -> index of a sample that has it
+    for index, found in in_threads(shapes, spread(wrapper, most)):
+        for shape in found:
+            first.setdefault(shape, index)
+        if len(first) > 1:
+            break
+    if len(first) > 1:
+        ways = [f'{width}x{height} and {queries} queries of {wrapper.path(index)}'
+                for (height, width, queries), index in list(first.items())[:2]]
+        same_input = len({shape[:2] for shape in first}) == 1
+        remedy = ', or sample_q' if same_input else ', or inp_size' if hasattr(wrapper, 'inp_size') else ''
+        raise UserError(f'samples of different size cannot form a batch of {batch_size} (inputs of '
+                        f'{" or ".join(ways)}): set batch_size: 1{remedy}')
+
+
+def spread(wrapper, most=None):
+    """Indices of the different images of a wrapper's image set, `most` of them at most, evenly spread."""
+    count = getattr(getattr(wrapper, 'dataset', wrapper), 'distinct', len(wrapper))
+    return np.linspace(0, count - 1, min(count, most or count)).round().astype(int).tolist()
 
 
 def file_list(wrapper):

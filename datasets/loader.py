@@ -140,6 +140,23 @@ class _Loader(DataLoader):
             process.kill()
 
 
+@contextlib.contextmanager
+def closing_workers(loaders, remedy):
+    """Within `with`, a worker process of loaders of `make_loader` that is killed is a UserError, which ends with the
+    text `remedy`; at the end all workers have ended."""
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:  # PyTorch's, wherever the process is; or a connection has ended
+        patience = 0 if isinstance(error, RuntimeError) else 5
+        lost = next(filter(None, (loader.dead_worker(patience) for loader in loaders)), None)
+        if lost is None:
+            raise
+        raise UserError(f'{lost} (the system does it when memory runs out): use fewer workers, and {remedy}') from None
+    finally:
+        for loader in loaders:
+            loader.close()
+
+
 class _Samples(Dataset):
     """The wrapper's samples by (epoch, index), with `index`, `skipped` and `reasons`; a UserError instead when the
     wrapper raised one."""

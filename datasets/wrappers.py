@@ -34,8 +34,9 @@ SampleQ = Annotated[int, Integer(1), 'random pixels queried in a sample; null: a
 
 
 class Wrapper(Dataset):
-    """The base class. A wrapper defines `sample(index, rng)` and `check(index)`, which looks at sizes only
-    and raises BadImage for an image that `sample` would refuse."""
+    """The base class. A wrapper defines `sample(index, rng)` and, from sizes alone, `check(index)`, which raises
+    BadImage for an image that `sample` would refuse, and `shapes(index)`, all the shapes (h, w, Q) that the sample can
+    have."""
 
     def __init__(self, dataset, augment, sample_q):
         if not isinstance(augment, bool):
@@ -61,6 +62,11 @@ class Wrapper(Dataset):
         if self.sample_q is not None and self.sample_q > h * w:
             raise BadImage(f'{_name(self.path(index))}: {w}x{h} pixels can be queried, fewer than sample_q '
                            f'{self.sample_q}: lower sample_q, or use a larger image, crop or scale')
+
+    def _shapes(self, lr_size, hr_size, transposed=False):
+        """`shapes` for (h, w) of the input and (H, W) of the ground truth; transposed: whether samples can be."""
+        queries = self.sample_q or hr_size[0] * hr_size[1]
+        return {(*lr_size, queries), (*lr_size[::-1], queries)} if transposed else {(*lr_size, queries)}
 
     def make_item(self, lr, hr, flips, rng):
         """The sample of an input (h, w, 3) and its ground truth (H, W, 3), uint8; every wrapper uses it.
@@ -135,6 +141,12 @@ class SRImplicitDownsampled(Wrapper):
         if self.inp_size is None:
             self._check_queries(index, *self._whole(height, width, self.scale_max)[2:])
 
+    def shapes(self, index):
+        if self.inp_size is not None:
+            return self._shapes((self.inp_size,) * 2, (round(self.inp_size * self.scale_max),) * 2)
+        h, w, height, width = self._whole(*self.dataset.size(index), self.scale_max)
+        return self._shapes((h, w), (height, width), self.augment)
+
     def _largest_scale(self, index, height, width):
         if self.inp_size is None:
             if min(height, width) / self.scale_max + 1e-9 < 1:
@@ -184,6 +196,12 @@ class SRImplicitPaired(Wrapper):
     def check(self, index):
         self._scale(index, *self.dataset.size(index))
 
+    def shapes(self, index):
+        lr_size, hr_size = self.dataset.size(index)
+        s, crop = self._scale(index, lr_size, hr_size), self.inp_size is not None
+        h, w = (self.inp_size,) * 2 if crop else lr_size
+        return self._shapes((h, w), (h * s, w * s), self.augment)
+
     def _scale(self, index, lr_size, hr_size):
         scales = [large / small for small, large in zip(lr_size, hr_size)]
         s = int(scales[0])
@@ -232,16 +250,25 @@ class SRImplicitUniformVaried(Wrapper):
 
     def sample(self, index, rng):
         lr, hr = self.dataset.image(index)
-        p = index / max(1, len(self) - 1)
-        size = max(1, round(self.size_min + (self.size_max - self.size_min) * p))
-        hr = resize_shorter(hr, size)
+        for side in self._sides(index):
+            hr = resize(hr, *size_of_shorter(hr.shape[:2], side))
         left_right = self.augment and rng.random() < 0.5
-        if self.gt_resize is not None:
-            hr = resize_shorter(hr, self.gt_resize)
         return self.make_item(lr, hr, (left_right, False, False), rng)
 
     def check(self, index):
         self.dataset.size(index)
+
+    def shapes(self, index):
+        lr_size, hr_size = self.dataset.size(index)
+        for side in self._sides(index):
+            hr_size = size_of_shorter(hr_size, side)
+        return self._shapes(lr_size, hr_size)
+
+    def _sides(self, index):
+        """What the shorter side of HR is resized to, in turn."""
+        p = index / max(1, len(self) - 1)
+        side = max(1, round(self.size_min + (self.size_max - self.size_min) * p))
+        return (side,) if self.gt_resize is None else (side, self.gt_resize)
 
 
 def resize(image, height, width, kernel=Image.BICUBIC):
@@ -250,11 +277,10 @@ def resize(image, height, width, kernel=Image.BICUBIC):
     return np.asarray(image.resize((width, height), kernel))
 
 
-def resize_shorter(image, size):
-    """uint8 (H, W, 3), its shorter side resized to `size` pixels; the longer one keeps the aspect, rounded down."""
-    height, width = image.shape[:2]
-    shorter = min(height, width)
-    return resize(image, int(size * height / shorter), int(size * width / shorter))
+def size_of_shorter(size, side):
+    """(H, W) of an image of `size` whose shorter side becomes `side`; the longer one keeps the aspect, rounded down."""
+    height, width = size
+    return int(side * height / min(size)), int(side * width / min(size))
 
 
 def random_crop(image, size, rng):

@@ -1,6 +1,7 @@
 """Command-line arguments. Nothing here imports torch, so --help and mistyped flags answer at once."""
 import argparse
 import difflib
+import math
 import sys
 
 
@@ -23,3 +24,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f'error: {message}; see {self.prog} --help (a value that begins with a minus: --flag=-1)\n')
+
+
+def largest_scale(text):
+    """The value of --cell-clip."""
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = math.nan
+    if not 1 <= scale < math.inf:
+        raise argparse.ArgumentTypeError(f'found {text}, expected the largest scale of training, 1 or more')
+    return scale

@@ -13,11 +13,13 @@ from itertools import islice
 import yaml
 
 from engine.schema import HANDED, KINDS, REGISTRIES, REQUIRED, Key, keys_of, parameters_of, text_of
-from utils import Text, UserError, ValueType, shaved_pixels
+from utils import Text, UserError, ValueType, counted, shaved_pixels
 
 
 PROGRAMS = {'train': 'train_liif.py', 'test': 'test.py'}
 SEE = 'correct it (docs/configs.md explains every key)'
+PREPARED = 'div2k', 'benchmark', 'celebAHQ', 'photos', 'sample'  # folders in load/ that scripts/prepare_data.py makes
+YOURS = {'folder': 'your images', 'file': 'it'}
 MAPPING = ValueType('a mapping of arguments', lambda v: isinstance(v, dict), {})
 SPEC = {'name': Key(Text(), REQUIRED, ''), 'args': Key(MAPPING, {}, '')}
 
@@ -28,9 +30,9 @@ def load_config(path, overrides=(), kind='train', check_paths=True):
 
     overrides: 'optimizer.args.lr=2e-4' and the like, applied in turn; values are YAML.
     kind: 'train' or 'test'. check_paths: whether folders and files named in it have to exist.
-    Raises UserError for the first mistake found.
+    Raises UserError for the first mistake found; files and folders that do not exist come after all others.
     """
-    check = Checker(path, check_paths)
+    check = Checker(path)
     config = check.plain(read_yaml(path))
     for text in overrides:
         check.override(config, text)
@@ -40,9 +42,9 @@ def load_config(path, overrides=(), kind='train', check_paths=True):
                    f'this is a config for {PROGRAMS[other]}: give it to that program')
     resume, left_out = config.get('resume'), [key for key in ('model', 'optimizer') if config.get(key) is None]
     if kind == 'train' and left_out and isinstance(resume, str):  # the checkpoint has them
-        if check_paths and not os.path.isfile(resume):
-            check.fail('resume', show(resume), f'a file that exists, since the config has no {left_out[0]}',
-                       'correct the path')
+        if not os.path.isfile(resume):
+            check.absent.append(('resume', show(resume), f'a file that exists, since the config has no {left_out[0]}',
+                                 'correct the path'))
         keys.update({key: keys[key]._replace(default=None) for key in left_out})
     config = check.table(config, keys, '')
     if config['eval_type'] == 'none':
@@ -52,13 +54,15 @@ def load_config(path, overrides=(), kind='train', check_paths=True):
             agree_data(check, config[section], section, config['eval_type'] if section != 'train_dataset' else None)
     if kind == 'train':
         agree_schedule(check, config)
+    if check_paths and check.absent:
+        check.fail(*check.absent[0])
     return config
 
 
 def check_model(spec):
     """Compare the spec {name, args} of a checkpoint's model, of whatever role, with the schema. Raises UserError."""
     role = REGISTRIES['model'].roles.get(spec['name'], 'any')
-    Checker('model', check_paths=False).spec({'name': spec['name'], 'args': copy.deepcopy(spec.get('args'))},
+    Checker('model').spec({'name': spec['name'], 'args': copy.deepcopy(spec.get('args'))},
                                              'model' if role == 'any' else role, '', complete=False)
 
 
@@ -169,11 +173,13 @@ def below(value, key, path=''):
 # Checking.
 
 class Checker:
-    """Compares a config with the schema; every `path` is a key's path from the top, such as 'optimizer.args.lr'."""
+    """Compares a config with the schema; every `path` is a key's path from the top, such as 'optimizer.args.lr'.
 
-    def __init__(self, file, check_paths):
-        self.file, self.check_paths = file, check_paths
-        self.overridden = []
+    absent: arguments for `fail`, one tuple for each file or folder that the config names and that does not exist.
+    """
+
+    def __init__(self, file):
+        self.file, self.overridden, self.absent = file, [], []
 
     def fail(self, path, found, wanted, remedy):
         """Raise the error for `path`; found: the value as text."""
@@ -258,11 +264,13 @@ class Checker:
         if not kind.accepts(value):
             self.fail(path, show(value), kind.text, 'remove the quotes' if is_quoted(value, kind) else SEE)
         there = {'folder': os.path.isdir, 'file': os.path.isfile}.get(kind.exists)
-        if there and self.check_paths and not there(value):
+        if there and not there(value):
             where = '' if os.path.isabs(value) else f' (looked for from {os.getcwd()})'
-            get = ' (scripts/prepare_data.py does it for the data of the paper)' if value.startswith('./load/') else ''
-            self.fail(path, show(value, 200), kind.text, f'there is none{where}: put it there{get}, or name another '
-                      f'with --set {path}={kind.exists.upper()}')
+            parent, name = (os.path.normpath(value).split(os.sep) + [''])[:2]
+            get = f'get it with python scripts/prepare_data.py {name}' if parent == 'load' and name in PREPARED else \
+                f'put {YOURS[kind.exists]} there'
+            self.absent.append((path, show(value, 200), kind.text, f'there is none{where}: {get}, or name another with '
+                                f'--set {path}={kind.exists.upper()}'))
         return value
 
     def spec(self, spec, role, path, complete=True):
@@ -395,5 +403,6 @@ def agree_schedule(check, config):
         check.fail('lr_scheduler', show(scheduler['name']), 'either multi_step_lr or lr_scheduler', 'remove one')
     warmup, epochs = args.get('warmup_epochs', 0), args.get('epochs') or config['epoch_max']
     if warmup > epochs:
-        check.fail('lr_scheduler.args.warmup_epochs', show(warmup), f'at most the {epochs} epochs of the schedule',
+        check.fail('lr_scheduler.args.warmup_epochs', show(warmup), f'at most the {counted(epochs, "epoch")} of the '
+                   f'schedule',
                    'lower it')

@@ -16,7 +16,7 @@ import torch
 from datasets.images import cores
 from engine import ROOT, distributed
 from engine.arguments import Parser  # noqa: F401 (programs import it from here)
-from utils import UserError
+from utils import UserError, counted
 
 
 DTYPES = {'float32': torch.float32, 'tf32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -91,7 +91,8 @@ def select_device(gpu=None, announce=True):
         return use_device(named_device(str(local)))
     device = torch.device('mps' if torch.backends.mps.is_available() and count == 1 else 'cpu')
     if local == 0 and announce:
-        kind = "Apple's GPU (MPS)" if device.type == 'mps' else f'the CPU ({torch.get_num_threads()} threads)'
+        kind = "Apple's GPU (MPS)" if device.type == 'mps' else \
+            f'the CPU ({counted(torch.get_num_threads(), "thread")})'
         say_once(f'no CUDA GPU found, computing on {kind}')
     return device
 
@@ -148,7 +149,9 @@ def copy_to_host(tensor):
 def describe_device(device):
     if device.type == 'cuda':
         return f'{device} ({torch.cuda.get_device_name(device)})'
-    return f'cpu ({torch.get_num_threads()} threads of {cores()} cores)' if device.type == 'cpu' else str(device)
+    if device.type == 'cpu':
+        return f'cpu ({counted(torch.get_num_threads(), "thread")} of {counted(cores(), "core")})'
+    return str(device)
 
 
 def model_device(model):

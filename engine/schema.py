@@ -43,6 +43,7 @@ DIVISORS = ValueType('a list of one or three numbers other than 0', lambda v: CH
                      {**CHANNELS.json, 'items': {'type': 'number', 'not': {'const': 0}}})
 EVAL_TYPE = Text('null, div2k-N or benchmark-N', r'none|(?:div2k|benchmark)-(?=.*[1-9])[0-9]{1,4}(?:\.[0-9]{1,9})?')
 CHECKPOINT = Text('the path of a checkpoint')
+WEIGHTS = Text('the path of a checkpoint, or a name in weights/')
 
 
 @dataclass(kw_only=True)
@@ -94,7 +95,7 @@ class Train:
     eval_type: EvalType = None
     eval_bsize: EvalBsize = None
     resume: Annotated[str, CHECKPOINT, 'continue from it; if it is missing, begin anew'] = None
-    init: Annotated[str, CHECKPOINT, 'start from its weights'] = None
+    init: Annotated[str, WEIGHTS, 'start from its weights'] = None
     seed: Seed = 0
     precision: Precision = 'float32'
     grad_clip: Annotated[float, Number(0, above=True), 'largest norm of the gradient; null: no limit'] = None

@@ -20,7 +20,7 @@ from _path import ROOT
 from engine.checkpoint import LAST, SUMS, load_checkpoint, save_checkpoint, choose_weights
 from engine.training.run_folder import CONFIG, LOG
 from engine.runtime import Parser, run_program
-from utils import UserError, atomic_write, replace_between
+from utils import UserError, atomic_write, counted, replace_between
 
 MODEL, CARD, CURVE, RUN = 'model.pth', 'README.md', 'curve.png', 'run.json'
 MARKERS = '<!-- facts:start -->', '<!-- facts:end -->'
@@ -38,7 +38,7 @@ def main(argv=None):
     checkpoint = load_checkpoint(path)
     done, wanted = checkpoint['epoch'], checkpoint['config']['epoch_max']
     if done < wanted:
-        raise UserError(f'{path} has {done} of {wanted} epochs: train to the end first (--resume)')
+        raise UserError(f'{path} has {done} of {counted(wanted, "epoch")}: train to the end first (--resume)')
     weights = {name: value.float().contiguous() if value.is_floating_point() else value
                for name, value in choose_weights(checkpoint, path, args.ema)['sd'].items()}
     log, config = (read(os.path.join(args.run, name)) for name in (LOG, CONFIG))
@@ -74,7 +74,7 @@ def facts(checkpoint, log, ema):
     config, train = checkpoint['config'], checkpoint['config']['train_dataset']
     wrapper, steps = train['wrapper']['args'], checkpoint['train']['steps']
     known = {'parameters': f'{sum(v.numel() for v in checkpoint["model"]["sd"].values()):,}',
-             'steps': f'{checkpoint["epoch"] * steps:,} ({checkpoint["epoch"]} epochs of {steps})',
+             'steps': f'{checkpoint["epoch"] * steps:,} ({counted(checkpoint["epoch"], "epoch")} of {steps})',
              'a step': f'{train["batch_size"]} crops, inputs of {wrapper.get("inp_size")} pixels a side, '
                        f'{wrapper.get("sample_q")} queries each',
              'seed': str(config['seed']), 'precision of the training': config['precision'],
@@ -86,7 +86,7 @@ def facts(checkpoint, log, ema):
     if device:
         known['device'] = f'{device[-1][0]}, torch {device[-1][1]}'
     if hours:
-        known['time'] = hours[-1] + (f', after {len(begun) - 1} interruptions' if len(begun) > 1 else '')
+        known['time'] = hours[-1] + (f', after {counted(len(begun) - 1, "interruption")}' if len(begun) > 1 else '')
     if begun:
         known['date, commit'] = f'{begun[0][0]}, {begun[0][1]}'
     if psnr:

@@ -32,7 +32,7 @@ from engine.evaluation.runs import Options, Outcome, run_suite
 from engine.training.run_folder import folder_name
 from engine.runtime import Parser, run_program, select_device
 from engine.evaluation.suite import locate, read_suite, scale_label
-from utils import UserError, atomic_write, replace_between
+from utils import UserError, atomic_write, counted, replace_between
 
 RESULTS_MARKERS = '<!-- results:start -->', '<!-- results:end -->'
 SUMMARY_MARKERS = '<!-- summary:start -->', '<!-- summary:end -->'
@@ -159,7 +159,7 @@ class Job:
     def describe(self):
         if self.complete:
             return f'done ({self.checkpoint})'
-        text = f'{self.done} of {self.epochs} epochs done'
+        text = f'{self.done} of {counted(self.epochs, "epoch")} done'
         with open(self.config_path, encoding='utf-8') as f:
             cost = re.search(r'^# Cost: (.*)', f.read(), re.MULTILINE)
         text += f'; cost of all: {cost.group(1).rstrip(".")}' if cost else ''

@@ -58,6 +58,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer({'/start': self.start, '/model': self.model, '/source': self.source, '/tile': self.tile,
                      '/render': self.render, **self.files})
 
+    do_HEAD = do_GET  # the same without a body
+
     def do_POST(self):
         self.answer({'/pictures': self.upload})
 
@@ -192,6 +194,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def send_png(self, bands, size, channels, headers=()):
         """A PNG of unknown length, while it is made. One that ends early is seen to be incomplete."""
         self.begin('image/png', {'Transfer-Encoding': 'chunked', **dict(headers)})
+        if self.command == 'HEAD':
+            return
         write_png(types.SimpleNamespace(
             write=lambda data: self.wfile.write(b'%x\r\n%b\r\n' % (len(data), data)) if len(data) else None),
             bands, size, channels, 8)
@@ -199,7 +203,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def send(self, data, kind, headers=(), code=200):
         self.begin(kind, {'Content-Length': len(data), **dict(headers)}, code)
-        self.wfile.write(data)
+        if self.command != 'HEAD':
+            self.wfile.write(data)
 
     def send_json(self, value, code=200):
         self.send(json.dumps(value).encode(), 'application/json', code=code)

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 import datasets
 import models
-from datasets.loader import make_loader
+from datasets.check import check_batches
+from datasets.loader import closing_workers, make_loader
 from engine import ROOT
 from engine.checkpoint import IDENTITY_NORM, build_model, choose_weights, model_path, parse_checkpoint, read_file
 from engine.evaluation.evaluate import image_size, measure, parse_eval_type, predict_rgb, to_images
@@ -28,7 +29,7 @@ from engine.evaluation.metrics import calc_ssim
 from engine.evaluation.suite import open_data
 from engine.rendering.renderer import Renderer
 from engine.runtime import code_version, explain, peak_memory, reset_peak_memory
-from utils import Averager, UserError, atomic_write
+from utils import Averager, UserError, atomic_write, counted
 
 
 RUN_FORMAT = 'liif-run-1'
@@ -142,21 +143,24 @@ def measure_case(candidate, config, data, device, options=Options(), workers=Non
     check_norm(candidate, config['data_norm'])
     dataset, scale = parse_eval_type(config['eval_type'])
     precision = options.precision or config['precision']
-    loader = make_loader(data, config['test_dataset']['batch_size'], seed=config['seed'], train=False,
-                         num_workers=workers, device_type=device.type)
+    batch_size = config['test_dataset']['batch_size']
+    check_batches(data, batch_size)
+    loader = make_loader(data, batch_size, seed=config['seed'], train=False, num_workers=workers,
+                         device_type=device.type)
     metrics = {'ssim': calc_ssim if options.ssim else None, 'lpips': options.lpips}
     measured = measure(loader, make_predict(candidate.model, config, precision, options), device, config['eval_type'])
-    for part in tqdm(measured, candidate.about['label'], len(loader), leave=False, disable=None):
-        row = {'image': part.names, 'count': part.count, 'psnr': part.psnr, 'seconds': part.seconds}
-        if math.isnan(part.psnr):
-            raise UserError(f'{part.names}: the model gives NaN' + ('' if precision == 'float32' else
-                            f' in {precision}: use --precision float32'))
-        for name, function in metrics.items():
-            if function:
-                size = image_size(part.batch)
-                row[name] = function(to_images(part.pred, size), to_images(part.batch['gt'], size), dataset,
-                                     scale).item()
-        yield row
+    with closing_workers([loader], 'start again'):
+        for part in tqdm(measured, candidate.about['label'], len(loader), leave=False, disable=None):
+            row = {'image': part.names, 'count': part.count, 'psnr': part.psnr, 'seconds': part.seconds}
+            if math.isnan(part.psnr):
+                raise UserError(f'{part.names}: the model gives NaN' + ('' if precision == 'float32' else
+                                f' in {precision}: use --precision float32'))
+            for name, function in metrics.items():
+                if function:
+                    size = image_size(part.batch)
+                    row[name] = function(to_images(part.pred, size), to_images(part.batch['gt'], size), dataset,
+                                         scale).item()
+            yield row
 
 
 def make_predict(model, config, precision, options):
@@ -268,7 +272,7 @@ def one_run(candidate, case, files, device, output, options, workers, fresh):
            **{metric: mean_of(rows, metric) for metric in METRICS if metric in rows[0]},
            'seconds': sum(row['seconds'] for row in rows), 'peak_memory_mb': peak_memory(device),
            'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else
-           f'{device.type}, {torch.get_num_threads()} threads',
+           f'{device.type}, {counted(torch.get_num_threads(), "thread")}',
            'versions': {'code': code_version(), 'torch': torch.__version__, 'cuda': torch.version.cuda,
                         'numpy': np.__version__, 'python': platform.python_version()},
            'date': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'), 'per_image': rows}

@@ -106,19 +106,21 @@ def is_done(source, target, size_of):
             or os.path.getmtime(target) < os.path.getmtime(source):
         return False
     size = pictures.picture_size(source)
-    return videos.is_video(target) or size is not None and pictures.picture_size(target) == size_of(*size)
+    with contextlib.suppress(UserError):  # said when it is tried
+        return videos.is_video(target) or size is not None and pictures.picture_size(target) == size_of(*size)
+    return False
 
 
 def workload(jobs, size_of):
-    """(source pixels, output pixels) of jobs, from the headers of files; unreadable ones count nothing."""
+    """(source pixels, output pixels) of jobs, from the headers of files; those that cannot be done count nothing."""
     source = output = 0
     for path, target in jobs:
         with contextlib.suppress(UserError):
             video = videos.read_video(path) if is_clip(path, target) else None
             size, frames = (video.size, video.count) if video else (pictures.picture_size(path), 1)
             if size is not None:
-                source += size[0] * size[1] * frames
                 output += math.prod(size_of(*size)) * frames
+                source += size[0] * size[1] * frames
     return source, output
 
 

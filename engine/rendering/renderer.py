@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from engine.checkpoint import PUBLISHED_NORM
+from engine.rendering.sizes import check_region
 from engine.runtime import autocast, model_device
 from models import decodes_grids
 from models.lattice import check_density, code_span, has_lattice, make_lattice, relative_cost, resample
@@ -181,11 +182,7 @@ class Scene:
             raise UserError(f'the output size is (height, width) of at least 1 pixel each, found {tuple(size)}')
         h, w = self.size
         left, top, width, height = region or (0, 0, w, h)
-        slack = 1e-9 * max(h, w)  # fractions add up with rounding
-        if not (width > 0 and height > 0 and left >= 0 and top >= 0 and left + width <= w + slack
-                and top + height <= h + slack):
-            raise UserError(f'region: found {left:g},{top:g},{width:g},{height:g}, expected x,y,width,height '
-                            f'inside the image of {w}x{h} pixels')
+        check_region((left, top, width, height), h, w)
         scale = self.renderer.scale
         if scale is not None and (region is not None or tuple(size) != (h * scale, w * scale)):
             raise UserError(f'this model has no decoder, only pixels at x{scale}: found a size of {size[1]}x{size[0]}, '

@@ -31,10 +31,21 @@ def parse(kind, text, name=None):
     return values
 
 
+def check_region(region, h, w):
+    """Raise UserError for a region (x, y, width, height) that is not inside an image of h x w pixels."""
+    left, top, width, height = region
+    slack = 1e-9 * max(h, w)  # fractions add up with rounding
+    if not (width > 0 and height > 0 and left >= 0 and top >= 0 and left + width <= w + slack
+            and top + height <= h + slack):
+        raise UserError(f'region: found {left:g},{top:g},{width:g},{height:g}, expected x,y,width,height inside the '
+                        f'image of {w}x{h} pixels')
+
+
 def parse_size(region=None, limit=MAX_OUTPUT, **options):
     """A function (h, w) of the source -> (H, W), each at least 1, from the one option that is given; x4 for none.
 
-    region: (x, y, width, height), enlarged instead of the whole image
+    region: (x, y, width, height), enlarged instead of the whole image; the function raises UserError where it is not
+    inside the image
     limit: pixels of the output, beyond which the function raises TooLarge; None for no limit
     options: resolution, scale, width, height, max_side, as text, None if not given; all keep the aspect except
     resolution and a scale of two numbers
@@ -48,6 +59,7 @@ def parse_size(region=None, limit=MAX_OUTPUT, **options):
 
     def size_of(h, w):
         if region is not None:
+            check_region(region, h, w)
             h, w = region[3], region[2]
         if kind == 'resolution':
             size = values

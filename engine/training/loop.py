@@ -14,16 +14,16 @@ import torch.nn as nn
 
 import datasets
 from datasets.batch import unpack
-from datasets.check import changes, check_headers, file_list
-from datasets.loader import keyed_rng, make_loader
+from datasets.check import changes, check_batches, check_headers, file_list
+from datasets.loader import closing_workers, keyed_rng, make_loader
 from engine import distributed
-from engine.checkpoint import load_checkpoint
+from engine.checkpoint import load_checkpoint, model_path
 from engine.runtime import StopSignals, autocast, code_version, describe_device, keep_freed_memory
 from engine.optim import learning_rate
-from engine.training.monitor import Monitor, Stopped, closing_workers
+from engine.training.monitor import Monitor, Stopped
 from engine.training.state import State
 from engine.training.validation import measure_start, validate
-from utils import make_coord, normalize
+from utils import counted, make_coord, normalize
 
 
 log = logging.getLogger('liif')
@@ -42,7 +42,7 @@ def train(config, folder, device, checkpoint=None, workers=None):
     loader = open_data(config, 'train_dataset', device, workers)
     val_loader = open_data(config, 'val_dataset', device, workers) if config['val_dataset'] else None
     seed_globals(config['seed'])
-    init = load_checkpoint(config['init']) if config['init'] and checkpoint is None else None
+    init = load_checkpoint(model_path(config['init'])) if config['init'] and checkpoint is None else None
     state = State(config, device, len(loader.batch_sampler), checkpoint, init)
     state.data = {'train_dataset': file_list(loader.dataset.wrapper)}
     if val_loader is not None:
@@ -50,11 +50,12 @@ def train(config, folder, device, checkpoint=None, workers=None):
     net = distributed.wrap(state.model, device)
     begin(state, folder, device, checkpoint)
     if state.epoch > config['epoch_max']:
-        log.info(f'nothing left to train: the checkpoint has {state.epoch - 1} epochs, epoch_max is '
+        log.info(f'nothing left to train: the checkpoint has {counted(state.epoch - 1, "epoch")}, epoch_max is '
                  f'{config["epoch_max"]}')
         return None
 
-    with StopSignals() as stop, closing_workers([x for x in (loader, val_loader) if x is not None]):
+    loaders = [x for x in (loader, val_loader) if x is not None]
+    with StopSignals() as stop, closing_workers(loaders, f'go on with: {distributed.resume_command()}'):
         monitor = Monitor(state, loader.batch_sampler, folder, stop)
         try:
             if val_loader is not None and state.epoch == 1 and state.step == 0:
@@ -68,7 +69,7 @@ def train(config, folder, device, checkpoint=None, workers=None):
                 monitor.end_epoch(psnr)
         except Stopped:
             return monitor.stop_run()
-    log.info(f'done: {config["epoch_max"]} epochs; the model is {folder.file("epoch-last.pth")}')
+    log.info(f'done: {counted(config["epoch_max"], "epoch")}; the model is {folder.file("epoch-last.pth")}')
     return None
 
 
@@ -128,7 +129,7 @@ def begin(state, folder, device, checkpoint):
     if checkpoint is None and config['init']:
         log.info(f'starting from the weights of {config["init"]}')
     if checkpoint is not None:
-        log.info(f'going on with epoch {state.epoch}, {state.step} of its {state.steps} steps made')
+        log.info(f'going on with epoch {state.epoch}, {state.step} of its {counted(state.steps, "step")} made')
         for section, files in state.data.items():
             for line in changes(checkpoint.get('data', {}).get(section), files):
                 log.warning(f'{section} has changed since the checkpoint: {line}')
@@ -146,10 +147,11 @@ def open_data(config, section, device, workers):
                          distributed.world(), config['on_bad_image'])
     batches = f'batches of {spec["batch_size"]}' if len(data) >= spec['batch_size'] or not training else \
         f'fewer than batch_size: {spec["batch_size"]}, so all of them are a batch (repeat: makes an epoch longer)'
-    log.info(f'{section}: {len(data)} samples, {batches}, {loader.num_workers} workers')
+    log.info(f'{section}: {counted(len(data), "sample")}, {batches}, {counted(loader.num_workers, "worker")}')
     if distributed.is_main():
         for problem in check_headers(data, config['on_bad_image']):
             log.warning(f'passed over: {problem}', extra={'once': True})
+        check_batches(data, spec['batch_size'])
     return loader
 
 

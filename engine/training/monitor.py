@@ -1,5 +1,4 @@
 """What surrounds the steps: their results, the progress bar, bad images, saves within an epoch, signals to stop."""
-import contextlib
 import logging
 import math
 import signal
@@ -13,7 +12,7 @@ from datasets.loader import BatchSampler
 from engine import distributed
 from engine.runtime import copy_to_host
 from engine.optim import learning_rate
-from utils import Averager, UserError, time_text
+from utils import Averager, UserError, counted, time_text
 
 
 SMALLEST_SCALE = 1.0  # of fp16 losses; when gradients overflow at this scale, the model is at fault
@@ -110,27 +109,10 @@ class Monitor:
         """Save and say how to resume; returns the signal's number."""
         state = self.state
         self.folder.save(state.checkpoint())
-        log.info(f'stopped by a signal in epoch {state.epoch}, {state.step} of its {state.steps} steps made, and '
-                 f'saved; go on with: {distributed.resume_command()}')
+        log.info(f'stopped by a signal in epoch {state.epoch}, {state.step} of its {counted(state.steps, "step")} '
+                 f'made, and saved; go on with: {distributed.resume_command()}')
         distributed.wait()  # a process that ended sooner would have the others ended, too
         return self.stop.number or signal.SIGTERM  # it may be another process that was asked
-
-
-@contextlib.contextmanager
-def closing_workers(loaders):
-    """Within `with`, a data worker that is killed is a UserError; at the end all workers have ended."""
-    try:
-        yield
-    except (RuntimeError, OSError, EOFError) as error:  # PyTorch's, wherever the process is; or a connection has ended
-        patience = 0 if isinstance(error, RuntimeError) else 5
-        lost = next(filter(None, (loader.dead_worker(patience) for loader in loaders)), None)
-        if lost is None:
-            raise
-        raise UserError(f'{lost} (the system does it when memory runs out: give fewer --workers); go on with: '
-                        f'{distributed.resume_command()}') from None
-    finally:
-        for loader in loaders:
-            loader.close()
 
 
 def start_reading(loss, norm, share, asked, skipped, rate, index):

@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 import datasets
-from datasets.check import check_headers, problems
+from datasets.check import check_batches, check_headers, problems
 from scripts import check_data, resize
 from tests.common import ROOT
 from tests.image_files import folder, hostile_pngs, make_folder, make_pairs, noise, save
@@ -36,6 +36,60 @@ def test_headers_tell_what_is_too_small_or_no_image(tmp_path):
     wrapper = wrapper_over(make_folder(root), inp_size=100)
     with pytest.raises(UserError, match='5 of 5'):
         check_headers(wrapper, on_bad_image='skip')
+
+
+def test_samples_of_a_batch_need_one_size(tmp_path, monkeypatch):
+    monkeypatch.setattr('datasets.image_folder.read_image', None)  # headers alone tell
+    root = folder(tmp_path / 'a', ['0.png', '1.png'], size=(40, 40))
+    square = wrapper_over(make_folder(root, repeat=9), scale_min=2)
+    check_batches(square, 4)
+    check_batches(wrapper_over(make_folder(root), scale_min=2, augment=True), 4)
+    folder(tmp_path / 'a', ['1.png'], size=(40, 30))
+    check_batches(square, 1)
+    check_batches(wrapper_over(make_folder(root), inp_size=10, scale_min=2), 4)
+    words = r'cannot form a batch of 4 \(inputs of 20x20 and 1600 queries of .*0.png or 15x20 and 1200 queries of ' \
+            r'.*1.png\): set batch_size: 1, or inp_size'
+    with pytest.raises(UserError, match=words) as error:
+        check_batches(square, 4)
+    assert '\n' not in str(error.value)
+    (tmp_path / 'a' / '0.png').write_bytes(b'broken')  # reported elsewhere
+    check_batches(square, 4)
+    with pytest.raises(UserError, match='15x20 .*1.png or 20x15'):  # transposed at random
+        check_batches(wrapper_over(make_folder(root), scale_min=2, augment=True), 4)
+
+
+def test_pairs_of_a_batch_need_one_size(tmp_path):
+    hr = folder(tmp_path / 'hr', ['a.png', 'b.png'], size=(16, 16))
+    lr = folder(tmp_path / 'lr', ['a.png', 'b.png'], size=(8, 8))
+    varied = {'name': 'sr-implicit-uniform-varied', 'size_min': 12}
+    for args in ({'name': 'sr-implicit-paired'}, varied, {**varied, 'size_max': 14, 'gt_resize': 12},
+                 {**varied, 'size_max': 14, 'sample_q': 10}):
+        check_batches(wrapper_over(make_pairs(lr, hr), **args), 2)
+    with pytest.raises(UserError, match='8x8 and 144 queries .* or 8x8 and 196 .*: set batch_size: 1, or sample_q'):
+        check_batches(wrapper_over(make_pairs(lr, hr), **varied, size_max=14), 2)
+    folder(tmp_path / 'lr', ['b.png'], size=(4, 4))
+    check_batches(wrapper_over(make_pairs(lr, hr), 'sr-implicit-paired', inp_size=4, sample_q=9), 2)
+    with pytest.raises(UserError, match='4x4 and 64 queries .* or 4x4 and 256 .*: set batch_size: 1, or sample_q'):
+        check_batches(wrapper_over(make_pairs(lr, hr), 'sr-implicit-paired', inp_size=4), 2)
+    with pytest.raises(UserError, match='set batch_size: 1$'):
+        check_batches(wrapper_over(make_pairs(lr, hr), **varied), 2)
+
+
+@pytest.mark.parametrize('name, args', [
+    ('sr-implicit-downsampled', {'scale_min': 2.3}), ('sr-implicit-downsampled', {'inp_size': 9, 'scale_min': 1.5}),
+    ('sr-implicit-downsampled', {'scale_min': 2, 'augment': True, 'sample_q': 5}),
+    ('sr-implicit-degraded', {'inp_size': 8, 'scale_min': 2}), ('sr-implicit-paired', {}),
+    ('sr-implicit-paired', {'inp_size': 5}), ('sr-implicit-paired', {'augment': True}),
+    ('sr-implicit-uniform-varied', {'size_min': 7, 'size_max': 21}),
+    ('sr-implicit-uniform-varied', {'size_min': 7, 'size_max': 21, 'gt_resize': 10, 'augment': True})])
+def test_the_shapes_that_wrappers_announce_are_those_of_their_samples(tmp_path, name, args):
+    hr = folder(tmp_path / 'hr', ['a.png', 'b.png', 'c.png'], size=(36, 28))
+    lr = folder(tmp_path / 'lr', ['a.png', 'b.png', 'c.png'], size=(18, 14))
+    pairs = name in ('sr-implicit-paired', 'sr-implicit-uniform-varied')
+    wrapper = wrapper_over(make_pairs(lr, hr) if pairs else make_folder(hr), name, **args)
+    for index in range(3):
+        found = [wrapper.sample(index, np.random.default_rng(seed)) for seed in range(20)]
+        assert {(*item['inp'].shape[1:], len(item['gt'])) for item in found} == wrapper.shapes(index)
 
 
 def test_headers_alone_are_read_unless_told(tmp_path, monkeypatch):

@@ -190,7 +190,8 @@ MISTAKES = [  # values of --set; what the message has to contain: key and value,
     (['train_dataset.dataset.args.root_path=./nowhere'],
      ["train_dataset.dataset.args.root_path: found './nowhere'", 'wanted a folder that exists', '--set']),
     (['train_dataset.dataset.args.root_path=7'], ['train_dataset.dataset.args.root_path: found 7']),
-    (['train_dataset.dataset.args.split_file=no.json'], ["train_dataset.dataset.args.split_file: found 'no.json'"]),
+    (['train_dataset.dataset.args.split_file=no.json', 'train_dataset.dataset.args.split_key=x'],
+     ["train_dataset.dataset.args.split_file: found 'no.json'"]),
     (['train_dataset.dataset.args.split_key=train'], ['train_dataset.dataset.args.split_file: found nothing']),
     (['train_dataset.dataset.args.cache=ram'],
      ["train_dataset.dataset.args.cache: found 'ram'", 'one of none, bin, in_memory']),
@@ -287,6 +288,24 @@ def test_a_mistake_names_its_key_value_and_remedy(folder, overrides, parts):
     assert message is not None, 'accepted'
     for part in parts:
         assert part in message, message
+
+
+@pytest.mark.parametrize('mistake, words', [('seeed=1', 'did you mean seed?'), ('epoch_max=0', 'epoch_max: found 0'),
+                                            ('train_dataset.wrapper.args.sample_q=17', 'at most 16')])
+def test_a_missing_folder_is_reported_after_all_other_mistakes(folder, mistake, words):
+    absent = 'train_dataset.dataset.args.root_path=./nowhere'
+    assert words in load_or_message(write(folder, tiny(folder)), [absent, mistake])[1]
+    assert "found './nowhere'" in load_or_message(write(folder, tiny(folder)), [absent])[1]
+
+
+@pytest.mark.parametrize('root, remedy', [
+    ('./load/your-images/train', ': put your images there, or name another'),
+    ('load/div2k/DIV2K_train_HR', ': get it with python scripts/prepare_data.py div2k, or name another'),
+    ('./load/sample/train', 'prepare_data.py sample, '), ('/nowhere', 'put your images there')])
+def test_the_message_of_a_missing_folder_says_where_its_images_come_from(folder, monkeypatch, root, remedy):
+    monkeypatch.chdir(folder)
+    message = load_or_message(write(folder, tiny(folder)), [f'train_dataset.dataset.args.root_path={root}'])[1]
+    assert remedy in message and ('prepare_data' in message) == ('prepare_data' in remedy)
 
 
 FILES_THAT_ARE_NO_CONFIG = {

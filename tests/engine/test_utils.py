@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import utils
+from engine import runtime
 from utils import UserError
 
 
@@ -21,6 +22,21 @@ def test_make_optimizer_by_name_and_with_its_state():
     for name in ('optimizer', 'lr_scheduler', 'adma'):
         with pytest.raises(UserError, match=f"'{name}' is not known; known: .*adam.*sgd"):
             utils.make_optimizer([p], {'name': name, 'args': {'lr': 1}})
+
+
+def test_counted():
+    assert [utils.counted(n, 'step') for n in (0, 1, 2, 1500, 1.5)] == ['0 steps', '1 step', '2 steps', '1,500 steps',
+                                                                       '1.5 steps']
+
+
+def test_one_thread_is_one_thread(monkeypatch, capsys):
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 1)
+    assert runtime.describe_device(torch.device('cpu')).startswith('cpu (1 thread of ')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
+    runtime.say_once.cache_clear()
+    runtime.select_device()
+    assert 'the CPU (1 thread)' in capsys.readouterr().err
 
 
 def test_timer(monkeypatch):

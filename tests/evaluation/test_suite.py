@@ -4,8 +4,10 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -382,6 +384,44 @@ def test_mistakes_cost_only_what_they_concern(load, tmp_path):
         runs = json.load(f)['runs']
     assert {(run['model']['label'], run['data'], run['scale']) for run in runs} == {
         ('good', 'Set5', '2'), ('good', 'Set5', '8'), ('good', 'Set14', '8')}
+
+
+def one_image_test(folder, repeat=1, batch_size=1):
+    """The path of a test config of images in a folder."""
+    config = {'test_dataset': {
+        'dataset': {'name': 'image-folder', 'args': {'root_path': str(folder / 'HR'), 'repeat': repeat}},
+        'wrapper': {'name': 'sr-implicit-downsampled', 'args': {'scale_min': 2}}, 'batch_size': batch_size}}
+    (folder / 'test.yaml').write_text(json.dumps(config))  # JSON is YAML
+    return str(folder / 'test.yaml')
+
+
+def test_a_killed_data_worker_ends_in_one_line(tmp_path):
+    os.makedirs(tmp_path / 'HR')
+    Image.new('RGB', (40, 40), 'gray').save(tmp_path / 'HR' / 'a.png')
+    command = [sys.executable, os.path.join(ROOT, 'test.py'), '--gpu', 'cpu', '--model', 'bicubic', '--workers', '2',
+               '--config', one_image_test(tmp_path, repeat=1_000_000)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    workers = []
+    while len(workers) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+        workers = subprocess.run(['pgrep', '-P', str(process.pid)], capture_output=True, text=True).stdout.split()
+    time.sleep(1)
+    os.kill(int(workers[0]), signal.SIGKILL)
+    _, text = process.communicate(timeout=300)
+    assert process.returncode == 2 and text.count('\n') == 1, text
+    assert text.startswith(f'error: process {workers[0]}, which reads images, was ended by SIGKILL') \
+        and text.endswith('use fewer workers, and start again\n')
+
+
+def test_images_of_different_size_in_a_batch_are_found_at_the_start(tmp_path, monkeypatch):
+    os.makedirs(tmp_path / 'HR')
+    for name, width in (('a', 40), ('b', 40), ('c', 30)):
+        Image.new('RGB', (width, 40), 'gray').save(tmp_path / 'HR' / f'{name}.png')
+    import test
+    monkeypatch.setattr('datasets.image_folder.read_image', None)
+    with pytest.raises(UserError, match='samples of different size cannot form a batch of 2 .*a.png.*c.png'):
+        test.main(['--config', one_image_test(tmp_path, batch_size=2), '--model', 'bicubic', '--gpu', 'cpu'])
 
 
 @pytest.mark.parametrize('arguments, words', [

@@ -188,7 +188,7 @@ def test_tiny_pictures(upscale, checkpoints, shape):
     (['--region', '0,nan,4,4', '--scale', '2'], 'region'),
     (['--scale', '9000'], '567000x369000 pixels, 209.2 gigapixels.*--insist'),
     (['--scale', '2', '--tile', '0'], 'tile'),
-    (['--scale', '2', '--precision', 'fp8'], 'fp8'), (['--scale', '2', '--precision', 'fp16'], 'fp16')])
+    (['--scale', '2', '--precision', 'fp16'], 'fp16')])
 def test_wrong_options(tmp_path, upscale, options, message):
     with pytest.raises(UserError, match=message) as error:
         upscale(PHOTO, *options)
@@ -197,7 +197,9 @@ def test_wrong_options(tmp_path, upscale, options, message):
 
 @pytest.mark.parametrize('options, message', [
     (['--sclae', '2'], '--sclae is not an option, did you mean --scale?'), (['--nonsense=1'], '--nonsense is not'),
-    (['--quality', '0'], '--quality: found 0'), (['--cell-clip', '0.5'], '--cell-clip: found 0.5')])
+    (['--quality', '0'], '--quality: found 0'), (['--cell-clip', '0.5'], '--cell-clip: found 0.5'),
+    (['--cell-clip', 'x'], '--cell-clip: found x'),
+    (['--precision', 'fp8'], "invalid choice: 'fp8' (choose from 'auto', 'float32', 'tf32', 'bf16', 'fp16')")])
 def test_mistyped_options_are_named_before_torch_is_imported(options, message):
     code = f'import sys, demo\ntry: demo.main({["x.png", *options]})\nexcept SystemExit as e: ' \
            f'sys.exit(e.code if "torch" not in sys.modules else 99)'
@@ -209,6 +211,26 @@ def test_help_does_not_import_torch():
     code = 'import sys, demo\ntry: demo.main(["--help"])\nexcept SystemExit: print("torch" in sys.modules)'
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.endswith('False\n')
+
+
+def test_a_region_is_checked_before_an_estimate_is_made(tmp_path, upscale, monkeypatch, capsys):
+    monkeypatch.setattr(demo, 'SLOW', 0)
+    with pytest.raises(UserError, match='inside the image of 63x41'):
+        upscale(PHOTO, '--precision', 'auto', '--region', '60,0,4,4')
+    assert 'this takes' not in capsys.readouterr().out
+    upscale(PHOTO, '--precision', 'auto')
+    assert 'this takes' in capsys.readouterr().out
+
+
+def test_a_region_outside_of_one_image_does_not_cost_the_others(tmp_path, checkpoints, capsys):
+    for name, size in (('a', (10, 10)), ('b', (30, 30))):
+        Image.new('RGB', size).save(tmp_path / f'{name}.png')
+    os.makedirs(tmp_path / 'out')
+    Image.new('RGB', (40, 40)).save(tmp_path / 'out' / 'a.png')  # of an earlier run without a region
+    with pytest.raises(SystemExit):
+        demo.main([str(tmp_path / 'a.png'), str(tmp_path / 'b.png'), '--output', str(tmp_path / 'out'), '--gpu', 'cpu',
+                   '--model', checkpoints['liif'], '--region', '12,12,4,4', '--precision', 'float32'])
+    assert '1 written, 0 already there, 1 failed' in capsys.readouterr().out
 
 
 def test_insisting_lifts_the_limits(upscale, monkeypatch):

@@ -7,8 +7,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import lr_kernels, table, worker
+import models
+import utils
+from benchmarks import lr_kernels, roofline, table, tf32, worker
+from engine.config import load_config
+from models import decode, lattice, textbook
 from tests.common import ROOT
 from tests.image_files import folder
 
@@ -70,6 +76,75 @@ def test_a_measurement_in_its_own_process():
     assert len(found['seconds']) == 1 and found['seconds'][0] > 0 and found['flops'] > 1e6
 
 
+class Operations(TorchDispatchMode):
+    """Counts the operations of products within `with`: two per multiply-add."""
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out, name = function(*args, **(kwargs or {})), function.name().removeprefix('aten::').split('.')[0]
+        if name in tf32.FACTORS:
+            a, b = (args[i] for i in tf32.FACTORS[name])
+            self.count += 2 * out.numel() * (b[0].numel() if name == 'convolution' else a.shape[-1])
+        return out
+
+
+@pytest.mark.parametrize('what', ['encoder', 'exact', 'textbook', 'lattice'])
+def test_the_roofline_counts_the_operations_that_are_computed(what):
+    config = load_config(os.path.join(ROOT, 'configs/train-div2k/train_edsr-baseline-liif.yaml'), check_paths=False)
+    model, n, scale = models.make(config['model']).eval(), 4, 3
+    y, cell = utils.axis_coord(n * scale), torch.full((2,), 2 / (n * scale))
+    with torch.no_grad():
+        feat = model.encoder(torch.zeros(1, 3, n, n))
+        with Operations() as found:
+            if what == 'encoder':
+                model.encoder(torch.zeros(1, 3, n, n))
+            elif what == 'exact':
+                decode.on_grid(model, model.encode_features(feat), y, y, cell)
+            elif what == 'lattice':
+                lattice.make_lattice(model, model.encode_features(feat), cell)
+            else:
+                coord = utils.make_coord((n * scale,) * 2)[None]
+                textbook.query(model, feat, coord, cell.expand_as(coord))
+    if what == 'encoder':
+        wanted = n ** 2 * roofline.encode_cost('float32').operations
+    elif what == 'lattice':
+        wanted = n ** 2 * (roofline.NODES ** 2 * roofline.evaluation_cost('float32').operations
+                           + roofline.table_cost('float32').operations)
+    else:
+        wanted = (n * scale) ** 2 * roofline.decode_cost(what, scale, 'float32').operations
+    assert found.count == round(wanted)
+
+
+def test_the_roofline_has_the_chunks_of_the_decoder(monkeypatch):
+    gpu = roofline.GPUS[0]
+    monkeypatch.setattr(decode, 'chunk_bytes', lambda device: gpu.l2 // 2)
+    for precision, dtype in (('bf16', torch.bfloat16), ('float32', torch.float32)):
+        rows = decode.rows_per_chunk(torch.empty(0, roofline.WIDTH, dtype=dtype))
+        assert roofline.chunk(gpu, precision) == rows // roofline.CORNERS
+
+
+def test_a_bound_is_the_slower_of_products_and_memory():
+    gpu = roofline.GPU('x', {'bf16': 100.0}, 10.0, 1.0)
+    assert roofline.bound(gpu, roofline.Cost(50, 2, 8), 'bf16') == (2e-6, 'products', 16)
+    assert roofline.bound(gpu, roofline.Cost(50, 20), 'bf16') == (0.5e-6, 'memory', 0)
+
+
+def test_tf32_keeps_ten_bits_of_factors_alone():
+    exact = torch.tensor([1 + 2 ** -10, -3.5, 2 ** 100, 0.0])
+    assert torch.equal(tf32.rounded(exact), exact)
+    half = torch.tensor([1 + 2 ** -11, -1 - 2 ** -11, 1 + 2 ** -11 - 2 ** -20])
+    assert tf32.rounded(half).tolist() == [1 + 2 ** -10, -1 - 2 ** -10, 1]  # ties away from zero
+    torch.manual_seed(0)
+    x, w, b = torch.randn(1, 5, 9, 9), torch.randn(4, 5, 3, 3), torch.randn(4)
+    a, c = torch.randn(7, 6), torch.randn(6, 4)
+    with tf32.TF32():
+        found = torch.conv2d(x, w, b), torch.addmm(b, a, c), torch.nn.functional.linear(a, c.t(), b), a.mm(c), a + 0
+    short = [tf32.rounded(t) for t in (x, w, a, c)]
+    wanted = torch.conv2d(short[0], short[1], b), torch.addmm(b, short[2], short[3]), \
+        torch.addmm(b, short[2], short[3]), short[2].mm(short[3]), a
+    assert all(torch.equal(f, t) for f, t in zip(found, wanted))
+
+
 def test_pages_show_the_committed_results():
     found = [json.loads(read('benchmarks', 'results', name)) for name in
              sorted(os.listdir(os.path.join(ROOT, 'benchmarks', 'results'))) if name.endswith('.json')]
@@ -83,6 +158,8 @@ def test_pages_show_the_committed_results():
         assert table.lattice_tables(results) in read('docs', 'speed.md')
     assert lr_kernels.table(json.loads(read('benchmarks', 'results', 'lr_kernels.json'))['rows']) \
         in read('docs', 'lr-kernels.md')
+    assert roofline.tables(list(roofline.rows())) in read('docs', 'scaling.md')
+    assert json.loads(read('benchmarks', 'results', 'roofline.json'))['rows'] == list(roofline.rows())
 
 
 def test_an_unknown_section_is_reported_in_one_line():

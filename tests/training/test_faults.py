@@ -131,6 +131,11 @@ def test_the_best_epoch_is_better_than_the_weights_it_started_from():
     assert not os.path.exists(f'{RUN}/epoch-best.pth') and os.path.exists(f'{RUN}_a/epoch-best.pth')
 
 
+def test_init_takes_the_name_of_weights_that_come_with_the_project():
+    with pytest.raises(UserError, match='the weights of edsr-baseline-liif are not for this model'):
+        train('--init', 'edsr-baseline-liif')
+
+
 def test_init_with_another_architecture_names_the_difference():
     train('--tag', 'a')
     with pytest.raises(UserError, match=r'n_feats is 4, that of the weights 8; take the model of the weights'):
@@ -203,6 +208,19 @@ def test_a_killed_data_worker_is_named_with_the_command_that_resumes():
     _, text = process.communicate(timeout=300)
     assert process.returncode == 2 and 'Traceback' not in text and 'Alarm clock' not in text, text
     assert f'process {workers[0]}, which reads images, was ended by SIGKILL' in text and '--resume' in text
+
+
+@pytest.mark.parametrize('section', ['train_dataset', 'val_dataset'])
+def test_images_of_different_size_in_a_batch_are_found_before_the_first_step(folder, monkeypatch, section):
+    config = tiny_config(f'{folder}/images', epoch_max=1)
+    config[section]['wrapper']['args'] = {'scale_min': 2, 'sample_q': 20}  # whole images
+    write_config('c.yaml', config)
+    train('--tag', 'equal')
+    make_images(folder / 'images', 1, (20, 24))
+    monkeypatch.setattr('datasets.image_folder.read_image', None)
+    with pytest.raises(UserError, match='samples of different size cannot form a batch of .*: set batch_size: 1'):
+        train()
+    assert not os.path.exists(RUN)
 
 
 # Changed data.

@@ -58,6 +58,17 @@ def test_views_are_exact(served, region, size):
     assert abs(opened(data) - exact(region, size)).max() <= 1
 
 
+@pytest.mark.parametrize('path', ['/', '/start', '/source', '/render', '/nothing'])
+def test_head_is_get_without_a_body(served, path):
+    viewer, port = served
+    path += {'/source': f'?id={next(iter(viewer.pictures))}', '/render': '?' + query(viewer, *VIEWS[0])}.get(path, '')
+    wanted, found = ask(port, path), ask(port, path, 'HEAD')
+    assert found[0] == wanted[0] and found[1] == b'' and wanted[1]
+    without = {'Date'}
+    assert {k: v for k, v in found[2].items() if k not in without} == \
+        {k: v for k, v in wanted[2].items() if k not in without}
+
+
 def test_downloads_in_bands(served, monkeypatch):
     monkeypatch.setattr(images, 'BAND', 40_000)
     viewer, port = served
