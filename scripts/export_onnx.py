@@ -5,6 +5,11 @@
 writes onnx/encoder.onnx (image -> codes) and onnx/decoder.onnx (codes, coordinates, cells -> RGB), whose height,
 width and number of queries are free. Both are compared with PyTorch before they are written. Inputs, outputs and an
 example: docs/onnx.md. Needs onnx, onnxscript and onnxruntime (requirements-optional.txt).
+
+    python scripts/export_onnx.py --web out/web
+    python -m http.server -d out/web
+
+writes the zoom viewer as static files, which compute in the browser (docs/viewer.md).
 """
 import contextlib
 import io
@@ -22,6 +27,7 @@ from engine.runtime import Parser, run_program
 from models import decode
 from models.liif import LIIF
 from utils import UserError, atomic_write, denormalize, make_coord, normalize
+from viewer import static
 
 TOLERANCE = 1e-4  # of RGB in [0, 1]
 SIZES = [(12, 15), (24, 31), (3, 3), (100, 3), (7, 64), (1, 5)]  # heights and widths at which the graphs are compared
@@ -103,8 +109,8 @@ def _export(module, inputs, output, dynamic):
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter('ignore')
         program = torch.onnx.export(module, tuple(inputs.values()), dynamo=True, optimize=False, external_data=False,
-                                    input_names=list(inputs), output_names=[output], dynamic_shapes=tuple(dynamic),
-                                    verbose=False)
+                                    input_names=list(inputs), output_names=[output], verbose=False,
+                                    dynamic_shapes=tuple(dynamic) or None)
     return program.model_proto.SerializeToString()
 
 
@@ -142,10 +148,30 @@ def queries(h, w, height, width):
     return coord, torch.tensor([2 / height, 2 / width]).repeat(len(coord), 1)
 
 
+def web_graphs(model, data_norm):
+    """{name: bytes of an ONNX file} of the page without a server, each compared with PyTorch. Raises UserError."""
+    import onnxruntime
+    found = {}
+    for name, (module, inputs) in static.parts(model, data_norm).items():
+        with torch.no_grad():
+            wanted = module.eval()(*inputs.values())
+        found[name] = _export(module, inputs, 'out', [])
+        session = onnxruntime.InferenceSession(found[name], providers=['CPUExecutionProvider'])
+        out = torch.from_numpy(session.run(None, {key: value.numpy() for key, value in inputs.items()})[0])
+        difference = ((out - wanted).abs().max() / wanted.abs().max()).item()
+        if not difference <= TOLERANCE:  # written so that NaN fails
+            raise UserError(f'{name}.onnx differs from PyTorch by {difference}, wanted at most {TOLERANCE}: nothing '
+                            f'was written; try other versions of torch, onnxscript or onnxruntime')
+    return found
+
+
 def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument('--model', help='a checkpoint, or a name in weights/, such as photo; default: clean')
     parser.add_argument('--output', default='onnx', help='the folder for encoder.onnx and decoder.onnx')
+    parser.add_argument('--web', metavar='DIR', help='write the zoom viewer to this folder instead, as static files')
+    parser.add_argument('--ort', metavar='DIR', help=f'with --web: a folder with the npm package {static.RUNTIME[0]}; '
+                        'default: npm fetches it')
     args = parser.parse_args(argv)
 
     try:
@@ -156,19 +182,29 @@ def main(argv=None):
     model, data_norm = renderer.model, renderer.data_norm
     if not isinstance(model, LIIF):
         raise UserError(f'{args.model}: found a {type(model).__name__}, wanted a LIIF: only those can be exported')
+    folder = args.web or args.output
+    try:
+        if args.web:
+            ort = static.runtime(args.ort)
+            static.write_folder(folder, static.page_files(model, web_graphs(model, data_norm), ort))
+            print(f'{folder}: try it with  python -m http.server -d {folder}')
+        else:
+            write_graphs(folder, model, data_norm)
+    except OSError as error:
+        raise UserError(f'{folder} cannot be written ({error.strerror or error}): choose another folder') from error
+
+
+def write_graphs(folder, model, data_norm):
+    """Write encoder.onnx and decoder.onnx once they are compared with PyTorch. Raises UserError, OSError."""
     parts = export(model, data_norm)
     difference = largest_difference(model, data_norm, *parts)
     print(f'largest difference from PyTorch over {len(SIZES) * len(SCALES)} sizes: {difference:.1e}')
-    try:
-        os.makedirs(args.output, exist_ok=True)
-        for name, data in zip(('encoder.onnx', 'decoder.onnx'), parts):
-            path = os.path.join(args.output, name)
-            with atomic_write(path) as f:
-                f.write(data)
-            print(f'{path}: {len(data) / 1e6:.1f} MB')
-    except OSError as error:
-        raise UserError(f'{args.output} cannot be written ({error.strerror or error}): choose another --output') \
-            from error
+    os.makedirs(folder, exist_ok=True)
+    for name, data in zip(('encoder.onnx', 'decoder.onnx'), parts):
+        path = os.path.join(folder, name)
+        with atomic_write(path) as f:
+            f.write(data)
+        print(f'{path}: {len(data) / 1e6:.1f} MB')
 
 
 if __name__ == '__main__':

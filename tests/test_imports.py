@@ -16,7 +16,8 @@ LEVELS = [('utils',), ('datasets', 'models'), ('engine',),
           ('engine.training', 'engine.evaluation', 'engine.rendering'),
           ('train_liif', 'test', 'demo', 'hubconf', 'scripts', 'viewer', 'benchmarks'),
           ('tests',)]
-SIDEWAYS = {('engine.training', 'engine.evaluation'), ('engine.evaluation', 'engine.rendering')}
+SIDEWAYS = {('engine.training', 'engine.evaluation'), ('engine.evaluation', 'engine.rendering'),
+            ('scripts', 'viewer')}  # export_onnx.py writes the viewer's page
 ROOMS = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 PROGRAMS = ('train_liif', 'demo', 'scripts')  # `test` lends eval_psnr and batched_predict
 LINE, FUNCTION = 120, 50

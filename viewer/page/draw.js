@@ -35,7 +35,7 @@ uniform ivec2 size;         // of the source
 uniform ivec2 corner;
 uniform ivec2 pieces;       // of the tile
 uniform float steps;        // nodes per piece
-uniform float square;       // side of a square of the checkerboard
+uniform float square;       // side of a square of the checkerboard; 0: none, alpha is kept
 out vec4 colour;
 
 // Keys' cubic convolution with a = -1/2, at the fraction f between the second and the third of four pixels:
@@ -108,6 +108,7 @@ void main() {
   colour.a = bicubic(p).a;
 #endif
   colour = clamp(colour, 0., 1.);
+  if (square == 0.) return;
   ivec2 cell = ivec2(floor(screen / square));
   colour.rgb = mix(vec3(((cell.x + cell.y) & 1) == 0 ? .8 : .6), colour.rgb, colour.a);
 #endif
@@ -154,7 +155,7 @@ export class Painter {
     gl.uniform1i(at.source, 0);
     gl.uniform1i(at.lattice, 1);
     gl.uniform1i(at.rows, 2);
-    gl.uniform1f(at.height, this.canvas.height);
+    gl.uniform1f(at.height, this.target.height);
     gl.uniform1f(at.scale, this.scale);
     gl.uniform1f(at.square, 8 * this.ratio);
     gl.uniform2i(at.size, ...this.size);
@@ -221,15 +222,17 @@ export class Painter {
   // Number of pieces of a tile along an axis of n pixels.
   pieces(n, tile) { return Math.min(this.grid.tile, n + 1 - tile * this.grid.tile); }
 
-  // Keep a tile of the lattice: float16 RGB, as bytes.
-  put(row, column, steps, buffer) {
+  // Keep a tile of the lattice: RGB as the bytes of float16, or as a Float32Array.
+  put(row, column, steps, data) {
     const {gl} = this, key = `${row},${column}`;
     const [columns, rows] = [this.pieces(this.size[0], column), this.pieces(this.size[1], row)].map(n => n * steps + 1);
     const texture = this.texture(gl.NEAREST);
-    gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGB16F, columns, rows, 0, gl.RGB, gl.HALF_FLOAT, new Uint16Array(buffer));
+    const [kind, values] = data.byteLength === 12 * columns * rows ? [gl.FLOAT, data]
+      : [gl.HALF_FLOAT, new Uint16Array(data)];
+    gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGB16F, columns, rows, 0, gl.RGB, kind, values);
     gl.deleteTexture(this.tiles.get(key)?.texture ?? null);
     this.tiles.delete(key);
-    this.tiles.set(key, {texture, steps, bytes: buffer.byteLength});
+    this.tiles.set(key, {texture, steps, bytes: 6 * columns * rows});
     let total = 0;
     for (const tile of this.tiles.values()) total += tile.bytes;
     for (const [old, tile] of this.tiles) {
@@ -243,22 +246,47 @@ export class Painter {
   // view: {x, y, s}: the position at `centre` of a pane, and the scale; panes: [{kind, left, right, centre}] in pixels
   // of the screen; ground: [r, g, b] around the image; ratio: pixels of the screen per CSS pixel.
   draw(view, panes, ground, ratio) {
-    const {gl, canvas} = this;
-    gl.viewport(0, 0, canvas.width, canvas.height);
-    gl.scissor(0, 0, canvas.width, canvas.height);
+    const {gl, canvas: {width, height}} = this;
+    this.begin({frame: null, width, height}, view.s, ratio);
     gl.clearColor(...ground, 1);
     gl.clear(gl.COLOR_BUFFER_BIT);
-    if (!this.sources.length) return;
-    Object.assign(this, {scale: view.s, ratio, used: null});
-    for (const pane of panes) {
-      const screen = {s: view.s, ox: pane.centre - view.x * view.s, oy: canvas.height / 2 - view.y * view.s,
-        left: pane.left, right: pane.right, height: canvas.height};
-      if (pane.kind === 'liif' && view.s > 1 && this.grid) this.drawLattice(screen);
-      else {
-        const kind = view.s < 1 ? 'reduced' : pane.kind === 'nearest' ? 'nearest' : 'bicubic';
-        for (const source of this.sources) this.drawPart(screen, source, kind, source);
-      }
+    for (const pane of this.sources.length ? panes : []) {
+      this.drawPane(pane.kind, {s: view.s, ox: pane.centre - view.x * view.s, oy: height / 2 - view.y * view.s,
+        left: pane.left, right: pane.right, height});
     }
+  }
+
+  // LIIF's pixels of a screen {s, ox, oy, left: 0, right, height} that is not shown: ImageData with the image's alpha.
+  read(screen) {
+    const {gl} = this, {s, right: width, height} = screen, out = new ImageData(width, height);
+    const texture = this.texture(gl.NEAREST), frame = gl.createFramebuffer();
+    gl.texStorage2D(gl.TEXTURE_2D, 1, gl.RGBA8, width, height);
+    gl.bindFramebuffer(gl.FRAMEBUFFER, frame);
+    gl.framebufferTexture2D(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.TEXTURE_2D, texture, 0);
+    this.begin({frame, width, height}, s, 0);
+    this.drawPane('liif', screen);
+    const rows = new Uint8Array(4 * width * height);
+    gl.readPixels(0, 0, width, height, gl.RGBA, gl.UNSIGNED_BYTE, rows);
+    for (let y = 0; y < height; y++) {  // the last row comes first
+      out.data.set(rows.subarray(4 * width * y, 4 * width * (y + 1)), 4 * width * (height - 1 - y));
+    }
+    gl.bindFramebuffer(gl.FRAMEBUFFER, null);
+    gl.deleteFramebuffer(frame);
+    gl.deleteTexture(texture);
+    return out;
+  }
+
+  begin(target, scale, ratio) {
+    const {gl} = this, {width, height} = target;
+    gl.viewport(0, 0, width, height);
+    gl.scissor(0, 0, width, height);
+    Object.assign(this, {target, scale, ratio, used: null});
+  }
+
+  drawPane(kind, screen) {
+    if (kind === 'liif' && screen.s > 1 && this.grid) return this.drawLattice(screen);
+    const simple = screen.s < 1 ? 'reduced' : kind === 'nearest' ? 'nearest' : 'bicubic';
+    for (const source of this.sources) this.drawPart(screen, source, simple, source);
   }
 
   drawLattice(screen) {
@@ -279,7 +307,7 @@ export class Painter {
 
   // Draw the part {left, top, right, bottom} of the source: pixels whose centres lie in it.
   drawPart(screen, part, kind, source, tile, found) {
-    const {gl, canvas} = this, {s, ox, oy} = screen;
+    const {gl} = this, {s, ox, oy} = screen;
     const edge = (o, v) => Math.ceil(o + v * s - .5);
     const left = Math.max(screen.left, edge(ox, part.left)), right = Math.min(screen.right, edge(ox, part.right));
     const top = Math.max(0, edge(oy, part.top)), bottom = Math.min(screen.height, edge(oy, part.bottom));
@@ -291,7 +319,7 @@ export class Painter {
     }
     const place = {base, origin: [ox + base[0] * s, oy + base[1] * s], source, tile, found};
     const [first, last] = this.texelRows(kind, place, top, bottom);
-    const count = last - first + 1, most = Math.min(1.5 * (bottom - top), canvas.height);
+    const count = last - first + 1, most = Math.min(1.5 * (bottom - top), this.target.height);
     const two = this.twice && !this.transparent && count <= most;
     if (two) {
       this.toRows(true);
@@ -337,7 +365,7 @@ export class Painter {
 
   // Draw into the texture `rows`, as large as the screen, or again onto the screen, where it can then be read.
   toRows(on) {
-    const {gl, canvas: {width, height}} = this;
+    const {gl, target: {frame: shown, width, height}} = this;
     if (!this.rows || this.rows.width !== width || this.rows.height !== height) {
       if (this.rows) gl.deleteTexture(this.rows.texture);
       const texture = this.texture(gl.NEAREST), frame = this.rows?.frame ?? gl.createFramebuffer();
@@ -348,7 +376,7 @@ export class Painter {
     }
     gl.activeTexture(gl.TEXTURE2);
     gl.bindTexture(gl.TEXTURE_2D, on ? this.blank : this.rows.texture);
-    gl.bindFramebuffer(gl.FRAMEBUFFER, on ? this.rows.frame : null);
+    gl.bindFramebuffer(gl.FRAMEBUFFER, on ? this.rows.frame : shown);
   }
 }
 

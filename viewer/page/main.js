@@ -443,17 +443,22 @@ const keepAspect = (given, other, aspect) => {
 $('columns').oninput = () => keepAspect('columns', 'rows', asked().h / asked().w);
 $('rows').oninput = () => keepAspect('rows', 'columns', asked().w / asked().h);
 for (const choice of document.getElementsByName('what')) choice.onchange = propose;
-function download(address, name) {
+function download(address, ending) {
   const link = document.createElement('a');
   link.href = address;
-  link.download = name;
+  link.download = `${picture.name.replace(/\.[^.]*$/, '')}-${ending}.png`;
   link.click();
+  setTimeout(() => URL.revokeObjectURL(address), 60000);  // does nothing to an address of the server
 }
 $('saving').onclose = async () => {
   if ($('saving').returnValue !== 'yes') return;
   const {x, y, w, h} = asked(), part = {x, y, w, h, rows: $('rows').value, columns: $('columns').value};
+  const mine = picture, here = () => { if (mine !== picture) throw new Error('The download ended with its image.'); };
   try {
-    download(await engine.address(picture, model.name, part, true), '');
+    say('preparing the download');
+    const address = await engine.save(picture, model.name, part, painter, here);
+    here();
+    download(address, `${part.columns}x${part.rows}`);
     say('the download has begun', 3000);
   } catch (error) { toast(error.message); }
 };
@@ -476,9 +481,7 @@ async function saveShot() {  // the screen as it is, with the divider and the na
     pen.fillStyle = '#fff';
     pen.fillText(name, (side < 0 ? edge - w : edge) + 10 * k, 29 * k);
   }
-  const address = URL.createObjectURL(await out.convertToBlob({type: 'image/png'}));
-  download(address, `${picture.name.replace(/\.[^.]*$/, '')}-comparison.png`);
-  setTimeout(() => URL.revokeObjectURL(address), 60000);
+  download(URL.createObjectURL(await out.convertToBlob({type: 'image/png'})), 'comparison');
 }
 
 // Wheel, pointers, keys.
@@ -611,7 +614,8 @@ function makePainter() {
     }
   }
   accelerated = false;
-  toast(model.lattice ? 'This browser has no WebGL2, so the viewer renders every view, once movement stops.'
+  toast(engine.where === 'browser' ? 'This browser has no WebGL2, without which only the image itself can be shown.'
+    : model.lattice ? 'This browser has no WebGL2, so the viewer renders every view, once movement stops.'
     : 'This model has no lattice, so the viewer renders every view, once movement stops.');
   return new PlainPainter(stage);
 }

@@ -35,12 +35,12 @@ export async function source({id}) {
 export const tile = async ({id}, model, row, column, steps, signal) =>
   (await ask('/tile?' + query({id, model, row, column, steps}), {signal})).arrayBuffer();
 
-// The address of a part {x, y, w, h, rows, columns} rendered exactly; save: as a download.
-export const address = ({id}, model, part, save) =>
-  '/render?' + query({id, model, ...part, ...(save ? {save: 1} : {})});
+// A part {x, y, w, h, rows, columns} of the image rendered exactly.
+export const render = async ({id}, model, part, signal) =>
+  createImageBitmap(await (await ask('/render?' + query({id, model, ...part}), {signal})).blob());
 
-export const render = async (picture, model, part, signal) =>
-  createImageBitmap(await (await ask(address(picture, model, part), {signal})).blob());
+// The address of such a part, as PNG.
+export const save = async ({id}, model, part) => '/render?' + query({id, model, ...part, save: 1});
 
 export const where = 'server';
 export const promise = 'It stays in the memory of the viewer; nothing is stored.';
