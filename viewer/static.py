@@ -1,10 +1,10 @@
 """The page without a server: its graphs, and the folder that any static host can serve (docs/viewer.md).
 
-A browser computes the lattice of viewer/lattice.py with two kinds of graph, whose inputs have fixed shapes. The first
-encodes a window of the image: the codes of BLOCK x BLOCK tiles, and the halo that they see. The second decodes some rows
-of a tile's codes. It evaluates each code once, at the offsets d in (-2, 2) of half codes where the code has a weight:
-the areas of eq. 4 separate, so along an axis the weight is 1 - |d| / 2. The lattice is the sum of these contributions;
-no graph needs a gather.
+A browser computes the lattice of viewer/lattice.py with two kinds of graph, whose inputs have fixed shapes. One encodes
+a window of the image: the codes of BLOCK x BLOCK tiles, and the halo that they see. The other decodes some rows of a
+tile's codes. It evaluates each code once, at the offsets d in (-2, 2) of half codes where the code has a weight: the
+areas of eq. 4 separate, so along an axis the weight is 1 - |d| / 2. The lattice is the sum of these contributions; no
+graph needs a gather.
 """
 import hashlib
 import json
