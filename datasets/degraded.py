@@ -34,6 +34,7 @@ KERNELS = {'bicubic': Image.BICUBIC, 'bilinear': Image.BILINEAR, 'lanczos': Imag
 LARGEST_INTERMEDIATE = 1.5  # times the size of the input, in the first of two rounds
 NARROWEST = 0.35  # pixels: the standard deviation below which an oblique line falls between the pixels
 B = 16  # pixels of a row that `convolve` computes together
+UNIT = 4096  # weights of blurs along an axis are multiples of 1 / UNIT
 BLOCK = 16  # pixels of a JPEG block with halved chroma; crops start anywhere in it
 DRAWS = 40  # uniform numbers for the decisions of one sample: drawing them together is faster
 
@@ -173,27 +174,34 @@ def separable(image, response):
     h, w = image.shape[:2]
     columns = axis_filter(w, response)
     rows = columns if h == w else axis_filter(h, response)
-    x = 4 * rows @ image.reshape(h, -1).astype(np.float32)  # (h, w * 3)
+    x = rows @ image.reshape(h, -1).astype(np.float32)  # (h, w * 3)
+    x *= np.float32(4 / UNIT)
     x = np.rint(x, out=x).clip(0, 4 * 255, out=x).reshape(h, w, 3).swapaxes(0, 1).reshape(w, -1)  # (w, h * 3)
-    x = np.float32(0.25) * columns @ x
+    x = columns @ x
+    x *= np.float32(0.25 / UNIT)
     return to_uint8(x).reshape(w, h, 3).swapaxes(0, 1)
 
 
 def axis_filter(n, response):
-    """The matrix float32 (n, n) of a filter along one axis of n pixels, mirrored at the ends: the filter multiplies
-    the coefficients of the cosine transform, whose basis is mirrored so. Its values are multiples of 2^-12."""
-    basis = cosines(n)
+    """UNIT times the matrix (n, n) of a filter along one axis of n pixels, mirrored at the ends: whole numbers, as
+    float32.
+
+    The filter multiplies the coefficients of the cosine transform, whose basis is mirrored so:
+    (i, j) is the mean over the frequencies k of f_k (cos(pi k (i - j) / n) + cos(pi k (i + j + 1) / n)), f_0 halved.
+    """
     factors = response(np.arange(n) * (math.pi / n))  # (n,)
-    matrix = np.rint((basis * factors) @ basis.T * 4096)
-    return (matrix * (1 / 4096)).astype(np.float32)
+    wave = cosines(n) @ factors  # (3n,): of -(n - 1), ..., 2n
+    step = wave.strides[0]
+    difference = as_strided(wave[n - 1:], (n, n), (step, -step))
+    total = as_strided(wave[n:], (n, n), (step, step))
+    return np.rint(difference + total).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=128)
 def cosines(n):
-    """The orthonormal cosine transform (DCT-II): float64 (n, n), a column for each frequency."""
-    basis = np.cos((np.arange(n)[:, None] + 0.5) * np.arange(n) * (math.pi / n)) * math.sqrt(2 / n)
-    basis[:, 0] = math.sqrt(1 / n)
-    return basis
+    """UNIT / n cos(pi k m / n) for m from -(n - 1) to 2n and the frequencies k, the first halved: (3n, n)."""
+    k, m = np.arange(n), np.arange(1 - n, 2 * n + 1)
+    return np.cos(k * m[:, None] % (2 * n) * (math.pi / n)) * (UNIT / n * np.where(k, 1, 0.5))
 
 
 def oblique_blur(image, sigma, across, angle):
@@ -262,10 +270,13 @@ def compress(image, quality, webp=False, subsampled=True, phase=(0, 0)):
     padded[top:, left:] = image
     padded[:top, left:] = image[0]
     padded[:, :left] = padded[:, left:left + 1]
-    buffer, name = io.BytesIO(), 'WEBP' if webp else 'JPEG'
-    options = {'method': 0} if webp else {'subsampling': 2 if subsampled else 0}
-    Image.fromarray(padded).save(buffer, name, quality=quality, **options)
-    return np.asarray(Image.open(buffer, formats=[name]))[top:, left:]
+    small, buffer = Image.fromarray(padded), io.BytesIO()
+    if webp:
+        small.save(buffer, 'WEBP', quality=quality, method=0)
+        return np.asarray(Image.open(buffer, formats=['WEBP']))[top:, left:]
+    small.save(buffer, 'JPEG', quality=quality, subsampling=2 if subsampled else 0)
+    decoded = Image.frombytes('RGB', small.size, buffer.getvalue(), 'jpeg', 'RGB', '')  # half the time of Image.open
+    return np.asarray(decoded)[top:, left:]
 
 
 def to_uint8(x):
