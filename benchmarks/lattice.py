@@ -34,7 +34,7 @@ from utils import atomic_write, axis_coord, calc_psnr
 SIDE, SCALES, DENSITIES = 32, (6, 8, 12, 30), (4, 6)
 TIMED = {'exact': 20_000, 'textbook': 10_000}  # output pixels of the sides whose cost grows with them
 FRAME = (720, 1280)
-TRUTH_SCALES = (6, 8, 12, 30)
+TRUTH_SCALES = (6, 8, 9, 12, 30)  # 9: the first at which decode='auto' uses the lattice with g = 6
 
 
 def main(argv=None):

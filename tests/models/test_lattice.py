@@ -50,8 +50,8 @@ def photograph(name, step):
         return trained().encode(image[..., h // 2 - 7:h // 2 + 7, w // 2 - 8:w // 2 + 8])
 
 
-# The distance depends on the image: 60/66/70 dB hold where it is smooth, edges cost up to 10 dB.
-@pytest.mark.parametrize('name, step, bounds', [('chelsea', 2, (60, 66, 70)), ('astronaut', 1, (51, 58, 61))])
+# The distance depends on the image: hard edges cost 7 to 9 dB.
+@pytest.mark.parametrize('name, step, bounds', [('chelsea', 2, (65, 70, 74)), ('astronaut', 1, (57, 63, 66))])
 @pytest.mark.parametrize('scale', [8, 13, 30])
 def test_distance_from_the_exact_decode(name, step, bounds, scale):
     codes = photograph(name, step)
@@ -100,8 +100,7 @@ def test_nodes_are_reproduced(switches, g):
     model = small_model(**switches).double()
     with torch.no_grad():
         codes = model.encode(torch.rand(1, 3, 6, 8, dtype=torch.float64))
-    reach = 2 if model.local_ensemble else 1
-    offsets = torch.arange(1, 2 * g, dtype=torch.float64) * reach / g - reach
+    offsets = (torch.arange(2 * g + 1, dtype=torch.float64) - g) * lattice.node_spacing(model, g)
     axes = []
     for n in codes.shape:
         centres = axis_coord(n, dtype=torch.float64)[:, None]
