@@ -37,7 +37,9 @@ from utils import UserError, atomic_write, counted, replace_between
 RESULTS_MARKERS = '<!-- results:start -->', '<!-- results:end -->'
 SUMMARY_MARKERS = '<!-- summary:start -->', '<!-- summary:end -->'
 BUDGET_MARKERS = '<!-- budget:start -->', '<!-- budget:end -->'
+REAL_MARKERS = '<!-- real:start -->', '<!-- real:end -->'
 COMMITTED = 'weights/**/*.json', 'benchmarks/results/*.json', 'benchmarks/results/published/*.json'
+REAL = 'benchmarks/results/real/real.json'  # of photographs with degradations, which have a page
 RUNS = 'weights/*/run.json', 'benchmarks/results/budget/*/run.json'
 FIXED = [f'train-div2k/train_{{}}-x{scale}' for scale in (2, 3, 4)]
 LIIF = 'train-div2k/train_edsr-baseline-liif'
@@ -88,6 +90,7 @@ def main(argv=None):
         print(write_results_page(os.path.join(ROOT, 'docs', 'results.md')))
         print(write_summary(os.path.join(ROOT, 'README.md')))
         print(write_budget())
+        print(write_real())
         return
     numbers = args.tables or (list(TABLES) if args.smoke else [])
     if not numbers or not set(numbers) <= set(TABLES):
@@ -288,7 +291,9 @@ def budget_table(root, data='Set5', scales=('2', '3', '4')):
     for pattern in RUNS:
         for file in glob.glob(os.path.join(root, pattern)):
             with open(file, encoding='utf-8') as f:
-                runs.append((json.load(f), file))
+                run = json.load(f)
+            if os.path.exists(os.path.join(ROOT, 'configs', 'budget', f'{run["run"]}.yaml')):  # not of another kind
+                runs.append((run, file))
     for run, file in sorted(runs, key=lambda item: int(item[0]['steps'].split()[0].replace(',', ''))):
         found = {}
         for result in tables.read_results([os.path.dirname(file)]):
@@ -300,6 +305,32 @@ def budget_table(root, data='Set5', scales=('2', '3', '4')):
     return tables.markdown(head, [['bicubic', '', '', '', *(plain.get(scale, '') for scale in scales)], *rows, [
         "the paper's RDN-LIIF (published)", 'GPU', '', '1,000,000',
         *(f'{published[scale]:.2f}' for scale in scales)]])
+
+
+def write_real(root=ROOT, path=None):
+    """Put the results of the suite `real` into docs/photos.md, all models side by side; as long as there are none, a
+    line that says so."""
+    file, text = os.path.join(root, REAL), 'Not measured yet.'
+    if os.path.exists(file):
+        runs = tables.read_results([file])
+        text = '\n\n'.join(f'{title}:\n\n{side_by_side(runs, metric, digits)}'
+                           for metric, (title, digits) in tables.TITLES.items() if metric in runs[0])
+        text += '\n\n' + '\n'.join(f'- {line}' for line in tables.notes(runs))
+    replace_between(path or os.path.join(root, 'docs', 'photos.md'), text, REAL_MARKERS)
+    return text
+
+
+def side_by_side(runs, metric, digits):
+    """A row for each kind of input and data set, a column for each scale and model."""
+    found = {(*run['data'].split(', ')[::-1], run['scale'], tables.label_of(run)): run[metric] for run in runs}
+    kinds, sets, scales, labels = (list(dict.fromkeys(part)) for part in zip(*found))
+    scales = sorted(scales, key=float)
+    labels = [label for label in ('bicubic', 'clean', 'photo') if label in labels] + [
+        label for label in labels if label not in ('bicubic', 'clean', 'photo')]
+    rows = [[kind, data, *(tables.cell(found.get((kind, data, scale, label)), None, digits)
+                           for scale in scales for label in labels)] for kind in kinds for data in sets]
+    return tables.markdown(['inputs', 'data', *(f'{scale_label(scale)} {label}' for scale in scales
+                                                for label in labels)], rows)
 
 
 # Tiny data and networks.

@@ -12,12 +12,13 @@ from datasets.wrappers import Wrapper
 from engine import ROOT
 from engine.checkpoint import PUBLISHED_NORM
 from engine.config import load_config, read_yaml
-from utils import UserError
+from utils import Integer, UserError
 
 
 SUITES = os.path.join(ROOT, 'configs', 'suites')
 FROM_HR = 'from-hr'
 METRICS = ('benchmark', 'div2k', 'rgb')
+CROP = Integer(64, 2 ** 16)
 
 
 class Case(NamedTuple):
@@ -118,12 +119,15 @@ def read_clean_test(test, where, wanted, data_root):
     """The cases of one entry of a suite, without degradations."""
     keys = ({'data', 'scales', 'config'}, {'data', 'scales', 'hr', 'metric'},
             {'data', 'scales', 'hr', 'metric', 'split_file', 'split_key'})
-    if not isinstance(test, dict) or set(test) not in keys or not isinstance(test['scales'], list) \
-            or not test['scales'] or not all(isinstance(test[k], str) for k in test if k != 'scales') \
+    if not isinstance(test, dict) or set(test) - ({'crop'} if 'hr' in test else set()) not in keys or not isinstance(test['scales'], list) \
+            or not test['scales'] or not all(isinstance(test[k], str) for k in set(test) - {'scales', 'crop'}) \
             or test.get('metric', 'rgb') not in METRICS:
         raise UserError(f'{where}: found {str(test)[:80]}, expected data, scales: [...], and either config: a path '
                         f'with {{scale}}, or hr: a folder and metric: {", ".join(METRICS)}, of which split_file and '
-                        f'split_key may name a part')
+                        f'split_key may name a part, and crop: N the middle NxN pixels')
+    crop = test.get('crop')
+    if 'crop' in test and not CROP.accepts(crop):
+        raise UserError(f'{where}.crop: found {str(crop)[:80]}, expected {CROP.text}')
     listed = [canonical_scale(scale) for scale in test['scales']]
     tasks = any('-' in scale for scale in listed)
     for scale in listed if wanted is None else wanted:
@@ -143,6 +147,8 @@ def read_clean_test(test, where, wanted, data_root):
             if 'split_file' in test:
                 config['test_dataset']['dataset']['args'].update(split_file=_in_root(test['split_file']),
                                                                  split_key=test['split_key'])
+            if crop is not None:
+                config['test_dataset']['wrapper']['args']['crop'] = crop
         dataset, missing = locate(config['test_dataset']['dataset'], data_root)
         yield Case(test['data'], scale, config, dataset, missing)
 
@@ -179,14 +185,17 @@ def locate(dataset, data_root=None):
 
 class FromHR(Wrapper):
     """(LR, HR) samples at any scale by the rule of docs/lr-kernels.md; `dataset`: HR images; degradation: arguments of
-    datasets.degraded.degrade, which then changes the LR image."""
+    datasets.degraded.degrade, which then changes the LR image; crop: only the middle crop x crop pixels of HR."""
 
-    def __init__(self, dataset, scale, degradation=None):
+    def __init__(self, dataset, scale, degradation=None, crop=None):
         super().__init__(dataset, augment=False, sample_q=None)
-        self.scale, self.degradation = parse_scale(scale), degradation or {}
+        self.scale, self.degradation, self.crop = parse_scale(scale), degradation or {}, crop
 
     def sample(self, index, rng):
         hr = self.dataset.image(index)
+        if self.crop is not None:
+            top, left = (max(0, (n - self.crop) // 2) for n in hr.shape[:2])
+            hr = hr[top:top + self.crop, left:left + self.crop]
         try:
             small, (rows, columns) = lr_size(hr.shape[:2], self.scale)
         except UserError as error:

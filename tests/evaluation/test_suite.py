@@ -108,6 +108,20 @@ def test_degradations_make_a_case_each_and_change_only_the_input(tmp_path):
             read_suite(write_suite(tmp_path / 's.yaml', {**test, 'degradations': wrong}))
 
 
+def test_crops_are_the_middle_of_each_image(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (90, 201, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / 'a.png')
+    test = {'data': 'mine', 'hr': str(tmp_path), 'metric': 'rgb', 'scales': [2], 'crop': 100}
+    case, = read_suite(write_suite(tmp_path / 's.yaml', test))
+    sample = open_data(case.config, case.dataset).sample(0, None)
+    assert np.array_equal(sample['gt'].view(90, 100, 3), image[:, 50:150]) and sample['inp'].shape == (3, 45, 50)
+    for wrong in (0, '100', None):
+        with pytest.raises(UserError, match=r'tests\.0\.crop: found .*, expected .*64'):
+            read_suite(write_suite(tmp_path / 's.yaml', {**test, 'crop': wrong}))
+    with pytest.raises(UserError, match='crop'):
+        read_suite(write_suite(tmp_path / 's.yaml', {'data': 'x', 'config': 'c{scale}.yaml', 'scales': [2], 'crop': 99}))
+
+
 @pytest.mark.parametrize('text, wanted', [('2', '2'), (2.0, '2'), ('x2.70', '2.7'), ('2,3.5', '2x3.5'), ('2x2', '2'),
                                           ('32-256', '32-256')])
 def test_scales_have_one_name(text, wanted):

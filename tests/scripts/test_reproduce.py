@@ -1,5 +1,6 @@
 """The paper's tables, from training to the table, on tiny data; and what happens in between."""
 import itertools
+import json
 import os
 import re
 import signal
@@ -129,3 +130,24 @@ def test_signals_reach_the_training_once_and_it_may_finish(tmp_path):
     assert parent.poll() is None  # it waits for the training
     (tmp_path / 'may_end').touch()
     assert parent.wait(timeout=60) == 143 and (tmp_path / 'saved').read_text() == '1'
+
+
+def test_results_of_degraded_photographs_stand_side_by_side(tmp_path):
+    page = tmp_path / 'photos.md'
+    page.write_text('\n'.join(('a', *reproduce.REAL_MARKERS, 'b')))
+    assert reproduce.write_real(str(tmp_path), str(page)) == 'Not measured yet.'
+    runs = [{'format': 'liif-run-1', 'model': {'label': label, 'parameters': 7, 'sha256': 'f' * 64, 'epoch': 1,
+                                               'spec': {'name': 'liif', 'args': {}}},
+             'data': f'Kodak, {kind}', 'images': 24, 'scale': scale, 'psnr': psnr + int(scale), 'ssim': 0.5,
+             'options': {'precision': 'float32', 'self_ensemble': False, 'ema': False}, 'date': '', 'pooled_over': 1,
+             'device': 'cpu', 'versions': {'torch': '2'}}
+            for kind in ('clean', 'JPEG 75') for scale in ('3', '2') for label, psnr in (('photo', 30), ('bicubic', 20))]
+    file = tmp_path / reproduce.REAL
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({'format': 'liif-results-1', 'runs': runs}))
+    text = reproduce.write_real(str(tmp_path), str(page))
+    assert page.read_text() == '\n'.join(('a', reproduce.REAL_MARKERS[0], text, reproduce.REAL_MARKERS[1], 'b'))
+    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines() if line[:2] == '| ']
+    assert rows[0] == ['inputs', 'data', 'x2 bicubic', 'x2 photo', 'x3 bicubic', 'x3 photo']
+    assert rows[2] == ['JPEG 75', 'Kodak', '22.00', '32.00', '23.00', '33.00']
+    assert len(rows) == 6 and rows[4][2:] == ['0.5000'] * 4  # PSNR, SSIM
