@@ -17,7 +17,7 @@ from utils import FLAG, Spec, UserError
 
 from . import decode
 from .decode import Codes
-from .models import EncoderSpec, decodes_grids, register
+from .models import EncoderSpec, decodes_grids, features, register
 
 
 @register('liif', 'model')
@@ -46,7 +46,7 @@ class LIIF(nn.Module):
 
     def gen_feat(self, inp):
         """inp: (B, 3, h, w), normalized. Keeps and returns the features (B, C, h, w)."""
-        self.feat = self.encoder(inp)
+        self.feat = self.encoder(inp) if self.imnet is None else features(self.encoder, inp)
         return self.feat
 
     def query_rgb(self, coord, cell=None):
@@ -99,7 +99,7 @@ class LIIF(nn.Module):
         around it, never beyond the border. Raises UserError for a window when `halo` is None.
         """
         if window is None:
-            return self.encode_features(self.encoder(inp))
+            return self.encode_features(self.encoder(inp) if self.imnet is None else features(self.encoder, inp))
         if self.halo is None:
             raise UserError('this encoder looks at the whole image, so an image cannot be encoded in tiles exactly; '
                             'encode it whole')

@@ -7,7 +7,7 @@ from torch import nn
 import models
 from utils import make_coord
 
-from .models import EncoderSpec, register
+from .models import EncoderSpec, features, register
 
 
 EDGE = 1e-6  # moves ties to the code on the lower right and keeps clamped coordinates inside the image
@@ -25,7 +25,7 @@ class MetaSR(nn.Module):
 
     def gen_feat(self, inp):
         """inp: (B, 3, h, w), normalized. Keeps and returns the features (B, C, h, w)."""
-        self.feat = self.encoder(inp)
+        self.feat = features(self.encoder, inp)
         return self.feat
 
     def query_rgb(self, coord, cell):

@@ -35,6 +35,24 @@ def decodes_grids(model):
         depth('decode_grid') <= depth(name) for name in ('gen_feat', 'query_rgb', 'forward'))
 
 
+def features(encoder, inp):
+    """The features (B, C, h, w) of inp (B, 3, h, w) for a decoder, one code per pixel.
+
+    Transformers such as SwinIR pad the image below and on the right to a multiple of `window_size` and return features
+    of all of it: what was added is cut off, or every coordinate would be off. Raises UserError for features of another
+    image that is larger than the input by no whole factor.
+    """
+    feat = encoder(inp)
+    (h, w), found, window = inp.shape[-2:], tuple(feat.shape[-2:]), getattr(encoder, 'window_size', None)
+    if isinstance(window, int) and found == tuple(n + -n % window for n in (h, w)):
+        return feat[..., :h, :w]
+    if any(n > size and n % size for n, size in zip(found, (h, w))):
+        raise UserError(f'the encoder {type(encoder).__name__} gives {found[1]}x{found[0]} features for an image of '
+                        f'{w}x{h} pixels, so its codes do not lie over the pixels: set its window_size if it pads '
+                        f'images to a multiple of that, or give it images that need no padding')
+    return feat
+
+
 def _load_state(model, spec):
     want = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     found = {key: tuple(value.shape) if torch.is_tensor(value) else None for key, value in spec['sd'].items()}

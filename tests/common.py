@@ -14,6 +14,12 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the folder
 GOLDEN = os.path.join(ROOT, 'tests', 'golden')
 
 
+def seeds(*default):
+    """The seeds of a random test: `default`, or LIIF_SEEDS=FIRST-LAST (scripts/torture.py)."""
+    first, _, last = os.environ.get('LIIF_SEEDS', '').partition('-')
+    return range(int(first), int(last) + 1) if last else default
+
+
 def golden(name):
     path = os.path.join(GOLDEN, name)
     if name.endswith('.json'):

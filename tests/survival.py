@@ -12,7 +12,9 @@ import re
 import resource
 import signal
 import socket
+import subprocess
 import sys
+import time
 
 import numpy as np
 import torch
@@ -31,12 +33,6 @@ POLITE = (signal.SIGTERM, signal.SIGINT)
 
 processes = multiprocessing.get_context('forkserver')
 processes.set_forkserver_preload(['tests.survival'])
-
-
-def seeds(*default):
-    """The seeds of a random test: `default`, or LIIF_SEEDS=FIRST-LAST (scripts/torture.py)."""
-    first, _, last = os.environ.get('LIIF_SEEDS', '').partition('-')
-    return range(int(first), int(last) + 1) if last else default
 
 
 # Tiny runs.
@@ -249,6 +245,12 @@ def killed_and_resumed(folder, config, workers, kills, threads=1):
         happened += code != 0
     code, text = run(broken, *arguments, '--resume', threads=threads)
     assert code == 0, text
+    same_runs(whole, broken)
+    return happened
+
+
+def same_runs(whole, broken):
+    """Assert that two folders hold the same run, bit for bit, and nothing unfinished."""
     assert steps_of(f'{broken}/steps.txt') == steps_of(f'{whole}/steps.txt')
     assert epochs_of(f'{broken}/save/_c/log.txt') == epochs_of(f'{whole}/save/_c/log.txt')
     names = [name for name in sorted(os.listdir(f'{whole}/save/_c')) if name.endswith('.pth')]
@@ -257,7 +259,6 @@ def killed_and_resumed(folder, config, workers, kills, threads=1):
             same(load_checkpoint(f'{whole}/save/_c/{name}'), load_checkpoint(f'{broken}/save/_c/{name}'), name)
     leftover = [name for name in os.listdir(f'{broken}/save/_c') if name.startswith('.')]
     assert not leftover, leftover
-    return happened
 
 
 def kill_case(seed, folder, kills=10, numbers=(signal.SIGKILL,)):
@@ -269,6 +270,46 @@ def kill_case(seed, folder, kills=10, numbers=(signal.SIGKILL,)):
         event = rng.choice(('step', 'step', 'step', 'fsync', 'replace', 'validate', 'log'))
         at.append((event, rng.randint(1, {'step': 7, 'validate': 2, 'log': 12}.get(event, 9)), rng.choice(numbers)))
     return killed_and_resumed(folder, config, workers, at)
+
+
+def worker_case(seed, folder, kills=3):
+    """A random run with two data workers, one of which is killed at a random moment, and resumed, several times: each
+    time it ends in one line. Returns how many happened before the end."""
+    rng = random.Random(seed)
+    config, _ = variant(rng, make_images(os.path.join(folder, 'images')))
+    config['epoch_max'] = 20
+    whole, broken = os.path.join(folder, 'whole'), os.path.join(folder, 'broken')
+    for path in (whole, broken):
+        os.makedirs(path)
+        write_config(os.path.join(path, 'c.yaml'), config)
+    arguments = ['--config', 'c.yaml', '--gpu', 'cpu', '--workers', '2']
+    code, text = run(whole, *arguments)
+    assert code == 0, text
+    happened = 0
+    for kill in [*range(kills), None]:
+        started = start(broken, *arguments, '--resume')
+        if kill is not None:
+            kill_worker(rng, started[0])
+        code, text = finish(started)
+        assert code in (0, 2) if kill is not None else code == 0, text
+        if code == 2:
+            check_message(text)
+            assert 'which reads images, was ended by SIGKILL' in text, text
+            happened += 1
+    same_runs(whole, broken)
+    return happened
+
+
+def kill_worker(rng, process):
+    """Wait for data workers of a process, then for a random time, and kill one of them if the process still runs."""
+    def children():
+        found = subprocess.run(['pgrep', '-P', str(process.pid)], capture_output=True, text=True).stdout
+        return [int(pid) for pid in found.split()]
+    while process.is_alive() and len(children()) < 2:
+        time.sleep(0.05)
+    process.join(rng.choice([0, 0.5, 2]) * rng.random())
+    with contextlib.suppress(ProcessLookupError, IndexError):  # it, or they, have ended
+        os.kill(rng.choice(children()), signal.SIGKILL)
 
 
 # A full disk.

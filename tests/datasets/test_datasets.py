@@ -12,7 +12,7 @@ from PIL import Image
 
 import datasets
 from datasets.images import BadImage, image_size, read_image
-from tests.common import golden
+from tests.common import golden, seeds
 from tests.image_files import folder, make_folder, make_pairs, noise, save, write_png
 from utils import UserError, make_coord
 
@@ -295,9 +295,10 @@ def test_exif_orientation_is_not_applied(tmp_path):
 
 
 @pytest.mark.filterwarnings('ignore:Corrupt EXIF', 'ignore:Truncated File')
-def test_damaged_files_are_refused_or_read_right(tmp_path):
+@pytest.mark.parametrize('seed', seeds(0))
+def test_damaged_files_are_refused_or_read_right(tmp_path, seed):
     """Random truncations and bit flips: a PNG never decodes to wrong pixels, and nothing but BadImage is raised."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     refused = 0
     for suffix in ('.png', '.jpg', '.tif', '.gif', '.webp', '.bmp'):
         path = tmp_path / f'image{suffix}'

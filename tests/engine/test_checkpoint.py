@@ -22,8 +22,8 @@ from engine.checkpoint import (
     save_checkpoint,
     to_bytes,
 )
-from tests.common import small_spec
-from tests.survival import damage_case, same, seeds
+from tests.common import seeds, small_spec
+from tests.survival import damage_case, same
 from utils import UserError
 
 

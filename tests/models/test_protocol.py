@@ -122,6 +122,38 @@ def test_features_in_between_may_change(switches):
         check()
 
 
+class Padded(torch.nn.Module):
+    """Pads images to a multiple of 8, as SwinIR does, and returns features of all of it."""
+
+    def __init__(self, window_size=None):
+        super().__init__()
+        self.body = torch.nn.Conv2d(3, 8, 1)
+        if window_size is not None:
+            self.window_size = window_size
+
+    def forward(self, x):
+        h, w = x.shape[-2:]
+        return self.body(torch.nn.functional.pad(x, (0, -w % 8, 0, -h % 8)))
+
+
+@pytest.mark.parametrize('name', ['liif', 'metasr'])
+def test_features_of_padding_are_cut_off_or_refused(name):
+    spec = small_spec() if name == 'liif' else {'name': 'metasr', 'args': {
+        'encoder_spec': small_spec()['args']['encoder_spec']}}
+    model = fill_model(models.make(spec))
+    model.encoder = Padded(8)
+    (coord, cell), inp = queries(1, 40), torch.rand(1, 3, 10, 13)
+    with torch.no_grad():
+        padded = model(inp, coord, cell)
+        assert model.gen_feat(inp).shape[-2:] == (10, 13)
+        model.encoder.forward = model.encoder.body  # without padding
+        assert torch.allclose(padded, model(inp, coord, cell), atol=1e-6)
+        model.encoder = Padded()
+        assert model.gen_feat(torch.rand(1, 3, 16, 8)).shape[-2:] == (16, 8)
+        with pytest.raises(UserError, match='16x16 features for an image of 13x10 pixels.*window_size'):
+            model(inp, coord, cell)
+
+
 def test_gradients_of_queries_on_frozen_features():
     """Features once without gradients, then steps on the decoder: its first layer gets all of its gradient."""
     model = fill_model(models.make(small_spec())).double()

@@ -31,7 +31,7 @@ from engine.rendering.picture import (
     write_picture,
 )
 from engine.rendering.png import write_png
-from tests.common import ROOT
+from tests.common import ROOT, seeds
 from tests.image_files import png_file
 from utils import UserError
 
@@ -373,8 +373,9 @@ def test_exif_with_gps_alone_survives(tmp_path, target):
 
 
 @pytest.mark.filterwarnings('ignore')
-def test_random_exif_never_stops_an_image(tmp_path):
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize('seed', seeds(0))
+def test_random_exif_never_stops_an_image(tmp_path, seed):
+    rng = np.random.default_rng(seed)
     whole = bytearray(odd_exif())
     for case in range(150):
         damaged = bytearray(whole)
@@ -502,9 +503,31 @@ def test_a_webp_animation_with_a_false_header_is_refused(tmp_path):
 
 # Bad input, bad output.
 
+@pytest.mark.parametrize('seed', seeds(0))
+@pytest.mark.filterwarnings('ignore')
+def test_damaged_animations_cost_no_more_than_their_first_frame(tmp_path, seed):
+    """One damaged animated WebP once took 6.5 GB."""
+    resource = pytest.importorskip('resource')
+    frames = [Image.fromarray(np.roll(CHELSEA, i, 0)) for i in range(20)]
+    rng = np.random.default_rng(seed)
+    for suffix in ('.webp', '.gif'):
+        data = open(save(tmp_path / f'a{suffix}', frames[0], save_all=True, append_images=frames[1:]), 'rb').read()
+        bad = tmp_path / f'bad{suffix}'
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for _ in range(60):
+            broken = bytearray(data)
+            for at in rng.integers(12, len(data) if rng.random() < 0.3 else 60, 3):
+                broken[at] = rng.integers(256)
+            bad.write_bytes(bytes(broken))
+            with contextlib.suppress(UserError):
+                read_picture(str(bad))
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 3_000_000  # KiB
+
+
+@pytest.mark.parametrize('seed', seeds(0))
 @pytest.mark.parametrize('suffix', ['.png', '.jpg', '.webp', '.tif', '.gif', '.bmp'])
 @pytest.mark.filterwarnings('ignore')
-def test_damaged_files_are_one_line(tmp_path, suffix):
+def test_damaged_files_are_one_line(tmp_path, suffix, seed):
     data = open(save(tmp_path / f'a{suffix}', CHELSEA), 'rb').read()
     bad = tmp_path / f'bad{suffix}'
     for damaged in (b'', data[:7], data[:30], data[:len(data) // 2], data[:-20] if suffix == '.png' else b'hello'):
@@ -512,8 +535,8 @@ def test_damaged_files_are_one_line(tmp_path, suffix):
         with pytest.raises(UserError, match=r'^[^\n]*bad\.[^\n]*$'):
             read_picture(str(bad))
         picture_size(str(bad))
-    rng = np.random.default_rng(0)
-    for _ in range(60):  # whatever happens, it is a picture or one line
+    rng = np.random.default_rng(seed)
+    for _ in range(60):  # whatever happens, it is an image or one line
         broken = bytearray(data)
         for at in rng.integers(0, len(data) if rng.random() < 0.5 else 60, 3):
             broken[at] = rng.integers(256)

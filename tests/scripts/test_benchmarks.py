@@ -160,6 +160,7 @@ def test_pages_show_the_committed_results():
         in read('docs', 'lr-kernels.md')
     assert roofline.tables(list(roofline.rows())) in read('docs', 'scaling.md')
     assert json.loads(read('benchmarks', 'results', 'roofline.json'))['rows'] == list(roofline.rows())
+    assert tf32.table(json.loads(read('benchmarks', 'results', 'tf32.json'))['rows']) in read('docs', 'speed.md')
 
 
 def test_an_unknown_section_is_reported_in_one_line():

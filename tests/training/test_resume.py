@@ -3,12 +3,14 @@ newest checkpoint damaged. Cases and processes are in tests/survival.py."""
 import os
 import random
 import re
+import shutil
 import signal
 
 import pytest
 import torch
 
 from engine.checkpoint import load_checkpoint, save_checkpoint
+from tests.common import seeds
 from tests.survival import (
     POLITE,
     check_message,
@@ -21,9 +23,9 @@ from tests.survival import (
     make_images,
     run,
     same,
-    seeds,
     steps_of,
     tiny_config,
+    worker_case,
     write_config,
 )
 
@@ -87,6 +89,12 @@ def test_kills_anywhere_change_nothing(tmp_path, seed):
 def test_signals_anywhere_change_nothing(tmp_path, seed):
     """The same with SIGTERM and SIGINT."""
     kill_case(seed, tmp_path, kills=4, numbers=POLITE)
+
+
+@pytest.mark.skipif(shutil.which('pgrep') is None, reason='needs pgrep')
+@pytest.mark.parametrize('seed', seeds(1))
+def test_data_workers_killed_anywhere_change_nothing(tmp_path, seed):
+    worker_case(seed, tmp_path)
 
 
 def test_the_number_of_workers_changes_nothing(tmp_path, images):

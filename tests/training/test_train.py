@@ -430,7 +430,7 @@ def test_reliability_md_names_tests_that_exist():
     with open(os.path.join(ROOT, 'docs', 'reliability.md')) as f:
         named = set(re.findall(r'`(test_\w+)`', f.read()))
     found = set()
-    for room in ('training', 'engine'):
+    for room in ('training', 'engine', 'evaluation'):
         for name in os.listdir(os.path.join(ROOT, 'tests', room)):
             if name.endswith('.py'):
                 with open(os.path.join(ROOT, 'tests', room, name)) as f:
