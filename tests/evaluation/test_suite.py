@@ -118,8 +118,9 @@ def test_crops_are_the_middle_of_each_image(tmp_path):
     for wrong in (0, '100', None):
         with pytest.raises(UserError, match=r'tests\.0\.crop: found .*, expected .*64'):
             read_suite(write_suite(tmp_path / 's.yaml', {**test, 'crop': wrong}))
+    test = {'data': 'x', 'config': 'c{scale}.yaml', 'scales': [2], 'crop': 99}
     with pytest.raises(UserError, match='crop'):
-        read_suite(write_suite(tmp_path / 's.yaml', {'data': 'x', 'config': 'c{scale}.yaml', 'scales': [2], 'crop': 99}))
+        read_suite(write_suite(tmp_path / 's.yaml', test))
 
 
 @pytest.mark.parametrize('text, wanted', [('2', '2'), (2.0, '2'), ('x2.70', '2.7'), ('2,3.5', '2x3.5'), ('2x2', '2'),

@@ -141,7 +141,8 @@ def test_results_of_degraded_photographs_stand_side_by_side(tmp_path):
              'data': f'Kodak, {kind}', 'images': 24, 'scale': scale, 'psnr': psnr + int(scale), 'ssim': 0.5,
              'options': {'precision': 'float32', 'self_ensemble': False, 'ema': False}, 'date': '', 'pooled_over': 1,
              'device': 'cpu', 'versions': {'torch': '2'}}
-            for kind in ('clean', 'JPEG 75') for scale in ('3', '2') for label, psnr in (('photo', 30), ('bicubic', 20))]
+            for kind in ('clean', 'JPEG 75') for scale in ('3', '2')
+            for label, psnr in (('photo', 30), ('bicubic', 20))]
     file = tmp_path / reproduce.REAL
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps({'format': 'liif-results-1', 'runs': runs}))
