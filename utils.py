@@ -21,7 +21,11 @@ import torch
 
 class UserError(ValueError):
     """A mistake the user can mend. Its message says, in one line, what was found, what was wanted and what to
-    do; the programs print it without a traceback and exit with code 2."""
+    do; the programs print it without a traceback and exit with code 2. Control characters, which a file may hold and a
+    terminal would obey, become question marks."""
+
+    def __str__(self):
+        return re.sub(r'[\x00-\x09\x0b-\x1f\x7f-\x9f]', '?', super().__str__())
 
 
 class Registry:

@@ -140,6 +140,8 @@ def parse_checkpoint(data, path):
 def check_sum(data, path):
     """Compare with SHA256SUMS (the format of sha256sum) in the same folder, if it exists and names the file."""
     folder, name = os.path.split(path)
+    if not os.path.isfile(os.path.join(folder, SUMS)):  # a pipe would be waited for
+        return
     try:
         with open(os.path.join(folder, SUMS), encoding='utf-8') as f:
             wanted = {line[66:].rstrip('\n'): line[:64] for line in f}

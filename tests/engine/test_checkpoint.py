@@ -101,9 +101,26 @@ def test_code_is_not_executed(tmp_path, zipped):
     assert 'not a checkpoint' in refused(tmp_path / 'b.pth') and not (tmp_path / 'executed').exists()
 
 
+def test_text_of_a_file_does_not_reach_the_terminal_as_commands(tmp_path):
+    hostile = 'a\x1b]0;title\x07\x9b2J'
+    sd = checkpoint()['model']['sd']
+    for found in ({hostile: 1}, {'model': {hostile: 'liif'}}, {'model': {**checkpoint()['model'], 'name': hostile}},
+                  {'model': {**checkpoint()['model'], 'sd': {**sd, hostile: sd['imnet.layers.0.weight']}}}):
+        torch.save(found, tmp_path / 'a.pth')
+        message = refused(tmp_path / 'a.pth')
+        assert message.isprintable() and 'a?]0;title??2J' in message or r"a\x1b]0;title" in message
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs named pipes')
+def test_a_pipe_called_sha256sums_is_not_waited_for(tmp_path):
+    torch.save(checkpoint(), tmp_path / 'a.pth')
+    os.mkfifo(tmp_path / 'SHA256SUMS')
+    load_model(str(tmp_path / 'a.pth'), CPU)
+
+
 def test_files_of_another_kind(tmp_path):
     path = tmp_path / 'a.pth'
-    assert 'does not exist' in refused(path) and 'edsr-baseline-liif/model.pth' in refused(path)
+    assert 'does not exist' in refused(path) and 'weights that are there: clean' in refused(path)
     assert 'epoch-last.pth' in refused(tmp_path)
     for content, words in [
             (checkpoint()['model']['sd'], 'bare weights'),
