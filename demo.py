@@ -14,7 +14,7 @@ import sys
 import time
 
 import engine  # noqa: F401 (before torch: how its threads wait)
-from engine.arguments import Parser, largest_scale
+from engine.arguments import PRECISIONS, Parser, largest_scale
 
 
 SLOW = 30  # seconds from which an estimate is printed before the start
@@ -47,9 +47,8 @@ def parse_arguments(argv=None):
     add('--decode', default='exact', choices=['exact', 'lattice', 'auto'], help='lattice: an approximation, much '
         'faster far beyond x4 (docs/demo.md); auto: where it needs at most 60%% of the work')
     add('--lattice', type=int, default=6, metavar='G', help='density of the lattice, 1 to 32; default: 6')
-    add('--precision', default='auto', choices=['auto', 'float32', 'tf32', 'bf16', 'fp16'], help='auto (default): bf16 '
-        'if a trial is 1.5 times as fast with it, else float32; tf32 and fp16 are for GPUs; what overflows is redone '
-        'in float32')
+    add('--precision', default='auto', choices=['auto', *PRECISIONS], help='auto (default): bf16 if a trial is 1.5 '
+        'times as fast with it, else float32; tf32 and fp16 are for GPUs; what overflows is redone in float32')
     add('--tile', type=int, metavar='N', help='encode in tiles of N source pixels; default: chosen by the memory')
     add('--gpu', help="a GPU's number, or cpu; default: the first GPU, else the CPU")
     add('--ema', action='store_true', help="use the checkpoint's averaged weights")

@@ -12,7 +12,7 @@ import sys
 
 from tqdm import tqdm
 
-from engine.arguments import largest_scale
+from engine.arguments import PRECISIONS, largest_scale
 from engine.config import load_config
 from engine.evaluation import tables
 from engine.evaluation.evaluate import batched_predict, eval_psnr  # noqa: F401 (importable from here)
@@ -34,7 +34,7 @@ def main(argv=None):
                         'row; --suite takes several')
     parser.add_argument('--gpu', help="a GPU's number, or cpu; default: the first GPU, else the CPU")
     parser.add_argument('--data', metavar='ROOT', help='the folder of the data sets; default: ./load')
-    parser.add_argument('--precision', choices=['float32', 'tf32', 'bf16', 'fp16'], help="instead of the config's")
+    parser.add_argument('--precision', choices=PRECISIONS, help="instead of the config's")
     parser.add_argument('--self-ensemble', action='store_true', help='average over the eight flips and transposes')
     parser.add_argument('--tile', type=int, metavar='N', help='encode in tiles of NxN input pixels, with less memory')
     parser.add_argument('--cell-clip', nargs='?', type=largest_scale, const=4.0, metavar='S',

@@ -19,7 +19,7 @@ from utils import atomic_write, replace_between
 MARKERS = '<!-- benchmarks/roofline.py writes from here -->', '<!-- to here -->'
 FEATURES, WIDTH, HIDDEN, CORNERS = 64, 256, 3, 4  # of the encoder; of the decoder's layers; WIDTH x WIDTH layers
 BLOCKS = 16  # of the encoder, two convolutions each
-NODES, TAPS = 13, 12  # of the lattice with g = 6: per code and axis; read per output pixel and axis
+NODES, TAPS = 13, 8  # of the lattice with g = 6: per code and axis; read per output pixel and axis
 LARGE = 'exact, chunks beyond L2'
 CASES = [('textbook', 4), (LARGE, 4), *((decode, scale) for decode in ('exact', 'lattice') for scale in (4, 12, 30))]
 PRECISIONS = 'bf16', 'tf32', 'float32'
@@ -77,6 +77,11 @@ def evaluation_cost(precision):
     return Cost(2 * (inputs * WIDTH + HIDDEN * WIDTH ** 2 + 3 * WIDTH), query, size * layers)
 
 
+def spline_operations():
+    """Per evaluation of the lattice: the products that make the values of a code the coefficients of splines."""
+    return 2 * 2 * 3 * NODES
+
+
 def decode_cost(decode, scale, precision):
     """Of an output pixel at a scale, without the encoder."""
     size, one = width_of(precision), evaluation_cost(precision)
@@ -92,8 +97,10 @@ def decode_cost(decode, scale, precision):
         return Cost(CORNERS * one.operations + table.operations / scale ** 2,
                     *((memory, cache) if decode == 'exact' else (memory + cache, 0)))
     codes = NODES ** 2 / scale ** 2  # evaluations per output pixel
-    strip = 4 * 3 * (2 * codes + 2 * NODES / scale + 1)  # lattice and half-resampled strip written and read; result
-    return Cost(codes * one.operations + table.operations / scale ** 2 + 2 * 3 * TAPS * (1 + NODES / scale),
+    # Written and read: values, with their bias, after either spline product, reordered; half-resampled strip. Result.
+    strip = 4 * 3 * (10 * codes + 2 * NODES / scale + 1)
+    return Cost(codes * (one.operations + spline_operations()) + table.operations / scale ** 2
+                + 2 * 3 * TAPS * (1 + NODES / scale),
                 codes * one.memory + per_code + strip, codes * one.cache)
 
 

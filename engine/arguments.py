@@ -5,6 +5,9 @@ import math
 import sys
 
 
+PRECISIONS = 'float32', 'tf32', 'bf16', 'fp16'
+
+
 class Parser(argparse.ArgumentParser):
     """Prints the docstring unchanged, and mistakes in one line with exit code 2."""
 

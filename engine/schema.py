@@ -22,6 +22,7 @@ import yaml
 import datasets
 import models
 from engine import ROOT
+from engine.arguments import PRECISIONS
 from engine.optim import optimizers, schedules
 from utils import Integer, ListOf, Number, OneOf, Spec, Text, ValueType, atomic_write, is_number
 
@@ -75,7 +76,7 @@ class MultiStep:
 DataNorm = Annotated[Norm, '(v - sub) / div of pixels v in [0, 1]; null: v']
 EvalType = Annotated[str, EVAL_TYPE, 'which PSNR; null: all pixels, RGB']
 EvalBsize = Annotated[int, Integer(1), 'queries decoded at once; changes memory, not PSNR']
-Precision = Annotated[str, OneOf('float32', 'tf32', 'bf16', 'fp16'), 'of the network; weights and loss: float32']
+Precision = Annotated[str, OneOf(*PRECISIONS), 'of the network; weights and loss: float32']
 Seed = Annotated[int, Integer(0, 2 ** 63 - 1), 'determines every random choice']
 
 

@@ -57,8 +57,8 @@ STRIP = 1 << 24  # numbers of an intermediate result that are held at a time
 class Lattice(NamedTuple):
     """The splines through the decoder's output on the lattice of a rectangle of codes, for one cell.
 
-    coefficients: (rows * K, columns * K, B, 3), float32 at least; codes: where it comes from; cell: (2,); g: K = 2g + 1;
-    span: (first row, first column, end row, end column) of its codes in the whole image's map.
+    coefficients: (rows * K, columns * K, B, 3), float32 at least; codes: where it comes from; cell: (2,);
+    g: K = 2g + 1; span: (first row, first column, end row, end column) of its codes in the whole image's map.
     """
     coefficients: torch.Tensor
     codes: decode.Codes

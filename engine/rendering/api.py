@@ -25,7 +25,7 @@ def load_renderer(model=None, gpu=None, ema=False, precision='float32', image=No
     model: the path of a checkpoint, or a name in weights/, such as 'clean' or 'photo'; default: `choose_model(image)`
     gpu: the number of a GPU, or 'cpu'; default: the first GPU, else the CPU
     ema: use the checkpoint's averaged weights
-    precision: 'float32', 'bf16', 'fp16' (GPU only), or 'auto': bf16 if a trial is 1.5 times as fast with it
+    precision: 'float32', 'bf16', 'fp16' or 'tf32' (GPU only), or 'auto': bf16 if a trial is 1.5 times as fast with it
     image: the path of an image file, by which a model is chosen
     options: the others of Renderer
     Raises UserError for a file that is not a checkpoint, or whose model has no query_rgb.

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 import models
+from engine.arguments import PRECISIONS
 from engine.rendering.api import load_renderer, to_numpy
 from engine.rendering.picture import pillow_bytes, writable
 from engine.rendering.renderer import Renderer
@@ -26,8 +27,8 @@ def add_model_arguments(parser, precision='auto'):
     parser.add_argument('--model', help='a checkpoint, or a name in weights/; default: photo for JPEG and WebP, else '
                         'clean')
     parser.add_argument('--gpu', help="a GPU's number, or cpu; default: the first GPU, else the CPU")
-    parser.add_argument('--precision', default=precision, help='float32, bf16, fp16 (GPU only), or auto: bf16 if a '
-                        f'trial is 1.5 times as fast with it; default: {precision}')
+    parser.add_argument('--precision', default=precision, choices=['auto', *PRECISIONS],
+                        help=f'auto: bf16 if a trial is 1.5 times as fast with it; default: {precision}')
 
 
 def renderer_of(args):

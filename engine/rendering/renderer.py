@@ -38,7 +38,7 @@ class Renderer:
 
     model: a module with gen_feat and query_rgb; its `encode` and `decode_grid` are used where it has them
     data_norm: {inp, gt: {sub, div}}; default: 0.5 and 0.5, as published
-    precision: 'float32', 'bf16' or 'fp16' (GPU only)
+    precision: 'float32', 'bf16', 'fp16' (GPU only) or 'tf32' (float32 but on GPUs)
     tile: side of the tiles in source pixels; default: chosen from `memory`
     chunk: queries decoded at a time; default: chosen by the model
     memory: bytes for encoding a tile, and again for kept codes; default: half of a GPU's free memory, else 2 GiB

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
 import utils
-from benchmarks import lr_kernels, roofline, table, tf32, worker
+from benchmarks import fine_tuning, lr_kernels, roofline, table, tf32, worker
 from engine.config import load_config
 from models import decode, lattice, textbook
 from tests.common import ROOT
@@ -108,8 +108,11 @@ def test_the_roofline_counts_the_operations_that_are_computed(what):
     if what == 'encoder':
         wanted = n ** 2 * roofline.encode_cost('float32').operations
     elif what == 'lattice':
-        wanted = n ** 2 * (roofline.NODES ** 2 * roofline.evaluation_cost('float32').operations
+        k, one = roofline.NODES, roofline.evaluation_cost('float32')
+        wanted = n ** 2 * (k ** 2 * (one.operations + roofline.spline_operations())
                            + roofline.table_cost('float32').operations)
+        wanted += 2 * k * (k + 4) * k  # the splines' basis, once
+        assert roofline.TAPS == 2 * lattice.TAPS
     else:
         wanted = (n * scale) ** 2 * roofline.decode_cost(what, scale, 'float32').operations
     assert found.count == round(wanted)
@@ -145,6 +148,14 @@ def test_tf32_keeps_ten_bits_of_factors_alone():
     assert all(torch.equal(f, t) for f, t in zip(found, wanted))
 
 
+def test_your_images_are_trained_at_the_rate_that_did_not_get_worse():
+    path = os.path.join(ROOT, 'configs', 'train-your-images.yaml')
+    rate = load_config(path, check_paths=False)['optimizer']['args']['lr']
+    found = {float(row['rate']): row['psnr'] for row in fine_tuning.read()}
+    gains = {rate: psnr[max(psnr, key=int)] - psnr['0'] for rate, psnr in found.items()}
+    assert len(gains) >= 3 and gains[rate] == max(gains.values()) and gains[rate] > 0
+
+
 def test_pages_show_the_committed_results():
     found = [json.loads(read('benchmarks', 'results', name)) for name in
              sorted(os.listdir(os.path.join(ROOT, 'benchmarks', 'results'))) if name.endswith('.json')]
@@ -160,6 +171,7 @@ def test_pages_show_the_committed_results():
         in read('docs', 'lr-kernels.md')
     assert roofline.tables(list(roofline.rows())) in read('docs', 'scaling.md')
     assert json.loads(read('benchmarks', 'results', 'roofline.json'))['rows'] == list(roofline.rows())
+    assert fine_tuning.table(fine_tuning.read()) in read('docs', 'budget.md')
     assert tf32.table(json.loads(read('benchmarks', 'results', 'tf32.json'))['rows']) in read('docs', 'speed.md')
 
 

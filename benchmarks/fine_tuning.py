@@ -1,0 +1,98 @@
+"""Which learning rate suits configs/train-your-images.yaml: short runs on ten photographs that are new to the weights.
+
+    python benchmarks/fine_tuning.py [--images load/photos] [--rates 1e-4 3e-5 1e-5]
+
+All runs see the same crops, and are measured on the photographs of the list `valid` in configs/budget/photos.json.
+Writes benchmarks/results/fine-tuning.json (adding to other rates there) and the table in docs/budget.md.
+"""
+import json
+import os
+import re
+import subprocess
+import sys
+
+import _path
+
+import torch
+
+from benchmarks.run import machine
+from engine import ROOT
+from engine.evaluation.tables import markdown
+from engine.runtime import Parser, run_program
+from utils import UserError, atomic_write, replace_between
+
+MARKERS = '<!-- benchmarks/fine_tuning.py writes from here -->', '<!-- to here -->'
+RESULTS = os.path.join(ROOT, 'benchmarks', 'results', 'fine-tuning.json')
+COMMAND = 'python benchmarks/fine_tuning.py'
+# Fewer and smaller steps than the config's: 125 of 4 crops and 512 queries instead of 500 of 8 crops and 1024.
+CHANGES = {'train_dataset.dataset.args.repeat': 10, 'train_dataset.wrapper.args.sample_q': 512,
+           'train_dataset.batch_size': 4, 'epoch_max': 5, 'epoch_val': 5,
+           'train_dataset.dataset.args.cache': 'in_memory', 'val_dataset.dataset.args.cache': 'in_memory',
+           'val_dataset.dataset.args.repeat': 2}
+PSNR = re.compile(r'^epoch (\d+)/.*val psnr ([\d.]+)|before training ([\d.]+)$', re.MULTILINE)
+
+
+def main(argv=None):
+    parser = Parser(__doc__)
+    parser.add_argument('--images', default='load/photos', help='a folder with train/ and valid/ (docs/budget.md)')
+    parser.add_argument('--rates', nargs='+', default=['1e-4', '3e-5', '1e-5'])
+    parser.add_argument('--output', default=os.path.join('out', 'fine-tuning'), help='a folder for the runs')
+    args = parser.parse_args(argv)
+    images, split = os.path.abspath(args.images), os.path.join(os.path.abspath(args.output), 'photos.json')
+    os.makedirs(args.output, exist_ok=True)
+    with open(os.path.join(ROOT, 'configs', 'budget', 'photos.json')) as f:
+        lists = json.load(f)
+    with open(split, 'w') as f:
+        json.dump({'ten': ten_unseen(os.path.join(images, 'train'), lists['train']), 'valid': lists['valid']}, f)
+    rows = {row['rate']: row for row in read()}
+    for rate in args.rates:
+        rows[rate] = {'rate': rate, 'psnr': train(rate, images, split, args.output)}
+        with atomic_write(RESULTS, 'w') as f:
+            json.dump({'command': COMMAND, 'machine': machine(torch.device('cpu')), 'changes': CHANGES,
+                       'rows': sorted(rows.values(), key=lambda row: -float(row['rate']))}, f, indent=1)
+        print(f'{rate}: {rows[rate]["psnr"]}', flush=True)
+    replace_between(os.path.join(ROOT, 'docs', 'budget.md'), table(read()), MARKERS)
+
+
+def ten_unseen(folder, seen):
+    """Names of ten tiles, each of another photograph, of which the weights have seen no tile."""
+    def photograph(name):
+        return re.sub(r'(_\d+_\d+)?\.\w+$', '', name)
+    known = {photograph(name) for name in seen}
+    found = [name for name in sorted(os.listdir(folder)) if name.endswith('_1_1.png') and photograph(name) not in known]
+    if len(found) < 10:
+        raise UserError(f'{folder} holds {len(found)} photographs that the weights have not seen, expected 10 or more: '
+                        f'python scripts/prepare_data.py photos makes it')
+    return found[::len(found) // 10][:10]
+
+
+def train(rate, images, split, output):
+    """Fine-tune at a rate: {steps made: PSNR in dB}."""
+    changes = {**CHANGES, 'optimizer.args.lr': rate, 'init': os.path.join(ROOT, 'weights/edsr-baseline-liif/model.pth')}
+    for section, folder, key in (('train_dataset', 'train', 'ten'), ('val_dataset', 'valid', 'valid')):
+        changes.update({f'{section}.dataset.args.{name}': value for name, value in (
+            ('root_path', os.path.join(images, folder)), ('split_file', split), ('split_key', key))})
+    subprocess.run([sys.executable, os.path.join(ROOT, 'train_liif.py'), '--name', rate, '--resume', '--gpu', 'cpu',
+                    '--config', os.path.join(ROOT, 'configs', 'train-your-images.yaml'),
+                    *(part for key, value in changes.items() for part in ('--set', f'{key}={value}'))],
+                   cwd=output, check=True)
+    with open(os.path.join(output, 'save', rate, 'log.txt'), encoding='utf-8') as f:
+        return {int(epoch or 0) * 25: float(psnr or before) for epoch, psnr, before in PSNR.findall(f.read())}
+
+
+def read():
+    """The rows measured before."""
+    if not os.path.exists(RESULTS):
+        return []
+    with open(RESULTS) as f:
+        return json.load(f)['rows']
+
+
+def table(rows):
+    steps = sorted(rows[0]['psnr'], key=int)
+    return markdown(['learning rate', *(f'{step} steps' if int(step) else 'before training' for step in steps)],
+                    [[row['rate'], *(f'{row["psnr"][step]:.3f}' for step in steps)] for row in rows])
+
+
+if __name__ == '__main__':
+    run_program(main)
