@@ -120,7 +120,8 @@ def read_clean_test(test, where, wanted, data_root):
     keys = ({'data', 'scales', 'config'}, {'data', 'scales', 'hr', 'metric'},
             {'data', 'scales', 'hr', 'metric', 'split_file', 'split_key'})
     if not isinstance(test, dict) or set(test) - ({'crop'} if 'hr' in test else set()) not in keys \
-            or not isinstance(test['scales'], list) or not test['scales'] or not all(isinstance(test[k], str) for k in set(test) - {'scales', 'crop'}) \
+            or not isinstance(test['scales'], list) or not test['scales'] \
+            or not all(isinstance(test[key], str) for key in set(test) - {'scales', 'crop'}) \
             or test.get('metric', 'rgb') not in METRICS:
         raise UserError(f'{where}: found {str(test)[:80]}, expected data, scales: [...], and either config: a path '
                         f'with {{scale}}, or hr: a folder and metric: {", ".join(METRICS)}, of which split_file and '
