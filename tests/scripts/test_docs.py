@@ -12,6 +12,7 @@ from engine.rendering.renderer import Scene
 from models import decode
 from models.decode import nearest_code
 from models.liif import LIIF
+from scripts import torture
 from tests.common import ROOT
 
 
@@ -99,3 +100,9 @@ def test_every_script_is_listed():
     text = read('scripts/README.md')
     names = [name for name in os.listdir(os.path.join(ROOT, 'scripts')) if name.endswith(('.py', '.sh'))]
     assert [name for name in names if name not in text and name != '_path.py'] == []
+
+
+@pytest.mark.parametrize('test', [test for tests in torture.CASES.values() for test in tests])
+def test_torture_names_tests_that_take_a_seed(test):
+    path, name = test.split('::')
+    assert re.search(rf"\('seed', seeds\(.*\)\)\n(@.*\n)*def {name}\(.*\bseed\b", read(path))
