@@ -79,6 +79,8 @@ def facts(checkpoint, log, ema):
                        f'{wrapper.get("sample_q")} queries each',
              'seed': str(config['seed']), 'precision of the training': config['precision'],
              'weights': f'averaged over the last steps (decay {config["ema"]})' if ema else 'of the last step'}
+    if config.get('init'):
+        known['starts from'] = config['init']
     device = re.findall(r'^model: .* parameters, \w+, (.*), torch (\S+)', log, re.M)
     begun = re.findall(r'^begun at (\S+) .* by code (\S+)', log, re.M)
     hours = re.findall(r'^epoch .*, ([\d.]+[dhms]\S*) of', log, re.M)

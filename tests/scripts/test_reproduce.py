@@ -59,7 +59,7 @@ def test_plan_says_what_is_missing_and_what_it_costs(tmp_path, monkeypatch, caps
     reproduce.main(['1', '3', '--plan'])
     text = capsys.readouterr().out
     assert text.count('train-div2k/train_edsr-baseline-liif:') == 1
-    assert '0 of 1000 epochs done; cost of all: 1000 epochs of 1000 steps' in text
+    assert '0 of 1,000 epochs done; cost of all: 1000 epochs of 1000 steps' in text
     assert 'there is no ./load/div2k/DIV2K_train_HR' in text and 'table 3: 8 rows at DIV2K x2, ' in text
     assert os.listdir(tmp_path) == []
 
