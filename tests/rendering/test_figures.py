@@ -22,6 +22,7 @@ from utils import UserError, calc_psnr
 sys.path.append(os.path.join(ROOT, 'scripts'))
 import change_resolution  # noqa: E402 (where they are found comes first)
 import compare  # noqa: E402
+import draw_jpegs  # noqa: E402
 import zoom  # noqa: E402
 
 
@@ -239,3 +240,23 @@ def test_programs_end_with_one_line(files, tmp_path):
     done = subprocess.run([sys.executable, os.path.join(ROOT, 'scripts', 'zoom.py'), str(tmp_path / 'none.png'),
                            '--output', str(tmp_path / 'a.gif')], capture_output=True, text=True)
     assert done.returncode == 2 and re.fullmatch(r'error: .*none\.png does not exist.*\n', done.stderr)
+
+
+def test_rows_of_jpegs(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(draw_jpegs, 'PHOTOS', {'mine': ('photo.png', (15, 11))})
+    monkeypatch.setattr(draw_jpegs, 'SIDE', 48)
+    model = str(files / 'model.pth')
+    arguments = ['--photos', str(files), '--output', str(tmp_path), '--clean', model, '--photo', model]
+    draw_jpegs.main(arguments)
+    assert sorted(os.listdir(tmp_path)) == ['jpeg-mine-x3.png', 'jpeg-mine-x4.png']
+    small = Image.fromarray(imresize(np.asarray(Image.open(files / 'photo.png')), (21, 30)))
+    small.save(tmp_path / 'small.jpg', quality=75)
+    low = to_tensor(str(tmp_path / 'small.jpg'))
+    region = (15 - 6, 11 - 6, 12, 12)
+    figure = np.asarray(Image.open(tmp_path / 'jpeg-mine-x4.png'))
+    renderers = baseline('nearest'), baseline('bicubic'), load_renderer(model), load_renderer(model)
+    for i, renderer in enumerate(renderers):
+        wanted = to_numpy(renderer.open(low).render((48, 48), region, 'uint8'))
+        assert np.array_equal(figure[8:56, 8 + 56 * i:56 + 56 * i], wanted), i
+    with pytest.raises(UserError, match='sample_photos.py'):
+        draw_jpegs.main([*arguments, '--photos', str(tmp_path)])
