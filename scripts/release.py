@@ -20,9 +20,10 @@ from _path import ROOT
 from engine.checkpoint import LAST, SUMS, load_checkpoint, save_checkpoint, choose_weights
 from engine.training.run_folder import CONFIG, LOG
 from engine.runtime import Parser, run_program
-from utils import UserError, atomic_write, counted, replace_between
+from utils import UserError, atomic_write, counted, replace_between, time_text
 
 MODEL, CARD, CURVE, RUN = 'model.pth', 'README.md', 'curve.png', 'run.json'
+UNITS = {'d': 86400, 'h': 3600, 'm': 60, 's': 1}
 MARKERS = '<!-- facts:start -->', '<!-- facts:end -->'
 
 
@@ -83,12 +84,13 @@ def facts(checkpoint, log, ema):
         known['starts from'] = config['init']
     device = re.findall(r'^model: .* parameters, \w+, (.*), torch (\S+)', log, re.M)
     begun = re.findall(r'^begun at (\S+) .* by code (\S+)', log, re.M)
-    hours = re.findall(r'^epoch .*, ([\d.]+[dhms]\S*) of', log, re.M)
+    parts = [re.findall(r'^epoch .*, ([\d.]+)([dhms]) of', part, re.M) for part in re.split('^begun at', log, flags=re.M)]
     psnr = re.findall(r'^epoch \d+/.*val psnr (\S+) ', log, re.M)
     if device:
         known['device'] = f'{device[-1][0]}, torch {device[-1][1]}'
-    if hours:
-        known['time'] = hours[-1] + (f', after {counted(len(begun) - 1, "interruption")}' if len(begun) > 1 else '')
+    if any(parts):  # each part counts from its own start
+        seconds = sum(float(part[-1][0]) * UNITS[part[-1][1]] for part in parts if part)
+        known['time'] = time_text(seconds) + (f', with {counted(len(begun) - 1, "interruption")}' if len(begun) > 1 else '')
     if begun:
         known['date, commit'] = f'{begun[0][0]}, {begun[0][1]}'
     if psnr:
