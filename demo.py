@@ -8,6 +8,7 @@
 
 Alpha, grey, 16 bits, EXIF orientation, ICC profile and DPI are kept. See docs/demo.md.
 """
+import dataclasses
 import functools
 import signal
 import sys
@@ -44,8 +45,8 @@ def parse_arguments(argv=None):
         "the paper's training) keep the cell of S, as later work does")
     add('--self-ensemble', action='store_true', help='average over the eight flips and turns: slightly better, 8 times '
         'slower')
-    add('--decode', default='exact', choices=['exact', 'lattice', 'auto'], help='lattice: an approximation, much '
-        'faster far beyond x4 (docs/demo.md); auto: where it needs at most 60%% of the work')
+    add('--decode', choices=['exact', 'lattice', 'auto'], help='lattice: an approximation, much faster far beyond x4 '
+        '(docs/demo.md); auto: where it needs at most 60%% of the work; default: exact, for videos auto')
     add('--lattice', type=int, default=6, metavar='G', help='density of the lattice, 1 to 32; default: 6')
     add('--precision', default='auto', choices=['auto', *PRECISIONS], help='auto (default): bf16 if a trial is 1.5 '
         'times as fast with it, else float32; tf32 and fp16 are for GPUs; what overflows is redone in float32')
@@ -108,7 +109,7 @@ def make_renderers(args, todo, size_of):
         renderer, more = make_renderer(args, model, jobs.workload(group, size_of))
         renderers.update((source, renderer) for source, _ in group)
         seconds += more
-    if seconds > SLOW and args.decode == 'exact':
+    if seconds > SLOW and args.decode in (None, 'exact'):
         print(f'this takes about {seconds:.0f} s' if seconds < 120 else f'this takes about {seconds / 60:.0f} min',
               f'on {renderer.device} in {renderer.precision}' + (
                   '; no CUDA GPU was found' if args.gpu is None and renderer.device.type == 'cpu' else ''), flush=True)
@@ -121,7 +122,7 @@ def make_renderer(args, model, pixels):
     from engine.rendering.pace import Pace, fastest
     auto = args.precision == 'auto'
     renderer = load_renderer(model, args.gpu, args.ema, 'float32' if auto else args.precision, tile=args.tile,
-                             cell_clip=args.cell_clip, self_ensemble=args.self_ensemble, decode=args.decode,
+                             cell_clip=args.cell_clip, self_ensemble=args.self_ensemble, decode=args.decode or 'exact',
                              lattice=args.lattice)
     if sum(pixels) < (1 if auto else SMALL):  # 0: no input can be enlarged, which is said when it is tried
         return renderer, 0
@@ -148,6 +149,8 @@ def enlarge(source, target, renderer, size_of, args):
 
     target = target or functools.partial(jobs.free_name, source, scale=scale)
     if jobs.is_clip(source, target):
+        if args.decode is None:
+            renderer = dataclasses.replace(renderer, decode='auto')
         done = jobs.enlarge_video(source, target, renderer, announced_size, args.region)
     else:
         done = jobs.enlarge_picture(source, target, renderer, announced_size, args.region, args.quality,

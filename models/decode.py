@@ -13,6 +13,7 @@ Per query at the paper's sizes: 793,600 multiply-adds instead of 1,383,424, and 
 save 2,304 more and was measured slower: blending three channels is cheaper than blending 256.)
 A decoder other than a ReLU MLP gathers the unfolded features instead and runs whole.
 """
+import functools
 import math
 from typing import NamedTuple, Optional
 
@@ -279,10 +280,21 @@ def _evaluate_chunk(imnet, table, index, query, columns, work):
 
 
 def linear_relu(x, matrix, bias, out):
-    """relu(x W^T + b), written to `out`; on CUDA bias and ReLU are part of the product, where torch has that."""
+    """relu(x W^T + b), which may use the memory `out`. Where torch has that, the bias is part of the product; on CUDA
+    the ReLU, too. On a CPU it is not, since oneDNN's ReLU turns NaN into 0, which would hide damaged weights."""
     if x.device.type == 'cuda' and hasattr(torch, '_addmm_activation'):
         return torch._addmm_activation(bias, x, matrix.t(), out=out)
+    if x.device.type == 'cpu' and fuses_bias(x.dtype):
+        return relu_(torch.ops.mkldnn._linear_pointwise(x, matrix, bias, 'none', [], ''))
     return relu_(torch.addmm(bias, x, matrix.t(), out=out))
+
+
+@functools.cache
+def fuses_bias(dtype):
+    """Whether torch has oneDNN's product with a bias for a CPU in this precision."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, '_linear_pointwise'):
+        return False
+    return dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def relu_(x):

@@ -156,7 +156,8 @@ def make_lattice(model, codes, cell, g=6, span=None):
         query = torch.stack(query, dim=-1).flatten(0, -2)  # (M, 2 or 4)
         rgb = decode.evaluate(model.imnet, table, index.reshape(-1), query, work, dtype)  # (3, M)
         rgb = (rgb + work.layers[-1][1].to(dtype).unsqueeze(1)).view(3 * b * n, k, columns * k)
-        rgb = (to_spline @ rgb).view(-1, k) @ to_spline.t()  # along the rows, then along the columns
+        with torch.autocast(device.type, enabled=False):
+            rgb = (to_spline @ rgb).view(-1, k) @ to_spline.t()  # along the rows, then along the columns
         coefficients[(first - top) * k:(first - top + n) * k] = \
             rgb.view(3, *shape).permute(2, 3, 4, 5, 1, 0).reshape(n * k, columns * k, b, 3)
     return Lattice(coefficients, codes, cell, g, tuple(span))

@@ -37,7 +37,7 @@ def main(argv=None):
     img = to_tensor(args.image)
     if args.input_size is not None:
         img = reduce(img, args.input_size)
-    view = View(renderer_of(args), img)
+    view = View(renderer_of(args, decode='auto'), img)
     canvas = fit(view.size, max(args.start, args.end))
     check_size(canvas)
     hold = round(args.fps / 2)  # a moment of rest before it starts over

@@ -3,19 +3,22 @@
     python scripts/zoom.py photo.jpg --factor 30 --output zoom.mp4
     python scripts/zoom.py photo.jpg --centre 210,145.5 --factor 12 --beside --size 360,640 --fps 15 --output zoom.gif
 
-The image is encoded once. The speed is exponential, so that it looks even, and the ends are eased.
+The image is encoded once, and frames far beyond x4 are decoded through the lattice (models/lattice.py). The speed is
+exponential, so that it looks even, and the ends are eased.
 """
 import os
+import time
 
 import _path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from engine.rendering.api import to_numpy, to_tensor
 from engine.rendering.figures import (View, add_model_arguments, baseline, check_size, ease, positive,
                                       renderer_of, save_animation, tag)
-from engine.runtime import Parser, run_program
+from engine.runtime import Parser, describe_device, run_program
 from engine.rendering.sizes import parse
 from utils import UserError
 
@@ -41,7 +44,7 @@ def main(argv=None):
     count = max(2, round(positive('seconds', args.seconds, most=3600) * positive('fps', args.fps, most=240)))
     img = to_tensor(args.image)
     centre = parse_centre(args.centre, img.shape[-2:])
-    renderer = renderer_of(args)
+    started, renderer = time.time(), renderer_of(args, decode='auto')
     draw = Beside(renderer, img) if args.beside else View(renderer, img).render
     path = zoom_path(img.shape[-2:], (size[0], size[1] / 2) if args.beside else size, centre, args.factor)
     steps = np.linspace(0, 1, count)
@@ -49,7 +52,10 @@ def main(argv=None):
         steps = 1 - abs(1 - 2 * np.arange(count) / count)  # the last frame is not the first again
     frames = (draw(size, path(ease(t))) for t in steps)
     save_animation(args.output, frames, count, size, args.fps, os.path.basename(args.output))
-    print(f'{args.output}: {count} frames of {size[1]}x{size[0]}')
+    first, last = (size[0] / path(t)[3] for t in (0, 1))
+    print(f'{args.output}: {count} frames of {size[1]}x{size[0]}, x{first:.3g} to x{last:.3g}, '
+          f'{time.time() - started:.0f} s on {describe_device(renderer.device)} in {renderer.precision}, '
+          f'torch {torch.__version__}')
 
 
 def parse_centre(text, size):

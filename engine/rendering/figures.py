@@ -31,8 +31,8 @@ def add_model_arguments(parser, precision='auto'):
                         help=f'auto: bf16 if a trial is 1.5 times as fast with it; default: {precision}')
 
 
-def renderer_of(args):
-    return load_renderer(args.model, gpu=args.gpu, precision=args.precision, image=args.image)
+def renderer_of(args, decode='exact'):
+    return load_renderer(args.model, gpu=args.gpu, precision=args.precision, image=args.image, decode=decode)
 
 
 def baseline(name):

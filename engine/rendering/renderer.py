@@ -75,8 +75,9 @@ class Renderer:
             raise UserError(f'decode: found {self.decode!r}, expected one of {", ".join(DECODES)}')
         check_density(self.lattice)
         if self.decode != 'exact' and not has_lattice(self.model):
-            logging.getLogger(__name__).warning('%s has no lattice decode (only LIIF with an MLP has): decoding '
-                                                'exactly', type(self.model).__name__)
+            if self.decode == 'lattice':
+                logging.getLogger(__name__).warning('%s has no lattice decode (only LIIF with an MLP has): decoding '
+                                                    'exactly', type(self.model).__name__)
             self.decode = 'exact'
         self.scale = fixed_scale(self.model)
 

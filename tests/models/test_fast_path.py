@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import models
 from models import textbook
-from models.decode import BitReLU, block_shape, linear_layers, nearest_code
+from models.decode import BitReLU, block_shape, fuses_bias, linear_layers, nearest_code
 from tests.common import error, fill_model, golden, small_model, small_spec
 from utils import axis_coord, make_coord
 
@@ -201,10 +201,22 @@ def test_large_biases(hidden):
         assert error(model(inp, coord.double(), cell.double()), wanted) <= 1e-12
 
 
+@pytest.mark.parametrize('precision, tolerance', [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+def test_a_product_with_or_without_its_bias(precision, tolerance, monkeypatch):
+    """oneDNN adds the bias within the product; torch builds without it, and other devices, add it separately."""
+    model, (coord, cell) = small_model(hidden=(16, 12, 8)), queries(1, 400)
+    inp, found = torch.rand(1, 3, 6, 5, generator=torch.Generator().manual_seed(0)), []
+    for fuses in (fuses_bias, lambda dtype: False):
+        monkeypatch.setattr('models.decode.fuses_bias', fuses)
+        with torch.no_grad(), torch.autocast('cpu', precision, enabled=precision != torch.float32):
+            found.append(model(inp, coord, cell))
+    assert error(*found) <= tolerance
+
+
 @pytest.mark.parametrize('precision', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('gradients', [True, False])
 def test_nan_shows(precision, gradients):
-    """Wherever it comes from: a damaged model must not give a picture."""
+    """Wherever it comes from: a damaged model must not give an image."""
     for layer in range(3):
         model = small_model(hidden=(8, 12))
         linear_layers(model.imnet)[layer][0].data[0, 0] = torch.nan
