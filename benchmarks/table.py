@@ -1,6 +1,6 @@
 """Tables from benchmarks/results/*.json:  python benchmarks/table.py
 
-Writes what stands between the markers in docs/speed.md.
+Writes what stands between the markers in docs/speed.md and, of the lattice decode, in README.md.
 """
 import glob
 import json
@@ -127,6 +127,17 @@ def lattice_tables(results):
                   'from exact, dB'], cost)])
 
 
+def lattice_summary(results):
+    """How much faster the decodes are than the textbook formula, and the PSNR they lose, in four rows."""
+    speed, rows = results['speed'], []
+    for label, name in (('textbook formula', 'textbook'), ('exact', 'exact'), ('lattice, g = 6', 'g=6'),
+                        ('lattice, g = 4', 'g=4')):
+        faster = {row['scale']: row['textbook']['cpu_seconds'] / row[name]['cpu_seconds'] for row in speed['decode']}
+        loss = max(row[name]['loss'] for row in results['truth']['rows']) if name.startswith('g=') else 0
+        rows.append([label, *(f'{faster[scale]:.1f}x' for scale in (8, 12, 30)), f'{loss:.3f} dB'])
+    return markdown([f'decode, speed on {speed["machine"]["name"]}', 'x8', 'x12', 'x30', 'loses at most'], rows)
+
+
 def report(results):
     """The tables of one device in markdown; says what was not measured."""
     info = results['machine']
@@ -148,6 +159,7 @@ def write():
     page = os.path.join(ROOT, 'docs', 'speed.md')
     replace_between(page, text, MARKERS)
     replace_between(page, '\n\n'.join(map(lattice_tables, lattices)), LATTICE_MARKERS)
+    replace_between(os.path.join(ROOT, 'README.md'), lattice_summary(lattices[0]), LATTICE_MARKERS)
 
 
 if __name__ == '__main__':

@@ -54,8 +54,8 @@ def main(argv=None):
     save_animation(args.output, frames, count, size, args.fps, os.path.basename(args.output))
     first, last = (size[0] / path(t)[3] for t in (0, 1))
     print(f'{args.output}: {count} frames of {size[1]}x{size[0]}, x{first:.3g} to x{last:.3g}, '
-          f'{time.time() - started:.0f} s on {describe_device(renderer.device)} in {renderer.precision}, '
-          f'torch {torch.__version__}')
+          f'{time.time() - started:.0f} s ({time.process_time():.0f} s of processor time) on '
+          f'{describe_device(renderer.device)} in {renderer.precision}, torch {torch.__version__}')
 
 
 def parse_centre(text, size):
