@@ -4,6 +4,7 @@ import logging
 import pytest
 import torch
 
+import demo
 import models
 from engine.rendering import renderer as renderers
 from engine.rendering.renderer import Renderer
@@ -98,6 +99,7 @@ def test_models_without_a_lattice_say_so_once(caplog):
     torch.manual_seed(0)
     model = models.make(spec)
     with caplog.at_level(logging.WARNING):
+        Renderer(model, decode='auto')  # says nothing
         renderer = Renderer(model, decode='lattice')
         found = renderer.open(IMG).render((60, 70))
     assert [r.message for r in caplog.records] == ['MetaSR has no lattice decode (only LIIF with an MLP has): '
@@ -111,3 +113,15 @@ def test_models_without_a_lattice_say_so_once(caplog):
 def test_senseless_options(options, words):
     with pytest.raises(UserError, match=words):
         Renderer(small_model(), **options)
+
+
+@pytest.mark.parametrize('name, decode, wanted', [('a.png', None, 'exact'), ('a.mp4', None, 'auto'),
+                                                  ('a.mp4', 'exact', 'exact'), ('a.png', 'lattice', 'lattice')])
+def test_demo_takes_auto_for_videos(name, decode, wanted, monkeypatch):
+    used = []
+    for job in ('enlarge_picture', 'enlarge_video'):
+        monkeypatch.setattr(f'engine.rendering.jobs.{job}', lambda source, target, renderer, *rest: used.append(
+            renderer.decode) or (source, (4, 4), (8, 8), 1))
+    args = demo.parse_arguments([name] + (['--decode', decode] if decode else []))
+    demo.enlarge(name, name, Renderer(small_model(), decode=decode or 'exact'), lambda h, w: (8, 8), args)
+    assert used == [wanted]
