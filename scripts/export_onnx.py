@@ -7,7 +7,7 @@ width and number of queries are free. Both are compared with PyTorch before they
 example: docs/onnx.md. Needs onnx, onnxscript and onnxruntime (requirements-optional.txt).
 
     python scripts/export_onnx.py --web out/web
-    python -m http.server -d out/web
+    python -m http.server -d out/web 8001
 
 writes the zoom viewer as static files, which compute in the browser (docs/viewer.md).
 """
@@ -187,7 +187,7 @@ def main(argv=None):
         if args.web:
             ort = static.runtime(args.ort)
             static.write_folder(folder, static.page_files(model, web_graphs(model, data_norm), ort))
-            print(f'{folder}: try it with  python -m http.server -d {folder}')
+            print(f'{folder}: try it with  python -m http.server -d {folder} 8001')
         else:
             write_graphs(folder, model, data_norm)
     except OSError as error:

@@ -22,10 +22,15 @@ SIZE = {'width': 800, 'height': 600}
 BAR = 150  # rows that the page keeps free of a whole image, above and below together
 
 
+def installed():
+    """The path of an installed browser, or None."""
+    return next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+
+
 @pytest.fixture(scope='module')
 def chromium():
     playwright = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
-    browser = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    browser = installed()
     if browser is None:
         pytest.skip('no Chromium is installed (apt-get install chromium)')
     with playwright.sync_playwright() as play:
@@ -35,12 +40,14 @@ def chromium():
 
 
 class Page:
-    """A page of a running viewer. problems: what the browser complained of."""
+    """A page of a running viewer. problems: what the browser complained of; script: runs before those of the page."""
 
-    def __init__(self, chromium, port, fragment='', **options):
+    def __init__(self, chromium, port, fragment='', script='', **options):
         home = f'http://127.0.0.1:{port}/', 'blob:'
         self.context = chromium.new_context(**{'viewport': SIZE, 'accept_downloads': True, **options})
         self.page, self.problems = self.context.new_page(), []
+        self.page.add_init_script(script)
+        self.page.set_default_timeout(120_000)  # ms
         self.page.on('pageerror', lambda error: self.problems.append(str(error)))
         self.page.on('console', lambda m: self.problems.append(m.text) if m.type == 'error' else None)
         self.page.on('request', lambda r: None if r.url.startswith(home) else self.problems.append(r.url))
@@ -50,10 +57,10 @@ class Page:
     def finished(self):
         """Wait until a view is complete, and return it."""
         self.page.wait_for_timeout(250)
-        self.until('liif.ready()')
+        self.until('window.liif?.ready()')
         return self.view()
 
-    def until(self, condition, seconds=120):
+    def until(self, condition, seconds=600):
         """Wait for a condition; `wait_for_function` would evaluate it in a way that the page's policy forbids."""
         end = time.time() + seconds
         while not self.page.evaluate(condition):
@@ -67,6 +74,22 @@ class Page:
         """What the canvas shows: (H, W, 3) integers."""
         data = self.page.evaluate('liif.pixels()').split(',')[1]
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert('RGB')).astype(int)
+
+    def show(self, x, y, scale, size=(800, 600)):
+        """Show a point of the image at a scale in the middle of the page, of `size` pixels (width, height)."""
+        self.page.set_viewport_size({'width': size[0], 'height': size[1]})
+        self.page.wait_for_timeout(250)
+        self.page.evaluate(f'Object.assign(liif.view(), {{x: {x}, y: {y}, s: {scale}}}); '
+                           f'liif.zoomTo({scale}, {size[0] / 2}, {size[1] / 2})')
+
+    def drop(self, name, data):
+        """Drop a file on the page."""
+        self.page.evaluate("""([name, data]) => {
+            const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0)), files = new DataTransfer();
+            files.items.add(new File([bytes], name));
+            dispatchEvent(new DragEvent('dragover', {dataTransfer: files, cancelable: true}));
+            dispatchEvent(new DragEvent('drop', {dataTransfer: files, cancelable: true}));
+        }""", [name, base64.b64encode(data).decode()])
 
     def look(self, name):
         """A screenshot, kept in the folder LIIF_SCREENSHOTS where it is set, to be looked at."""
@@ -133,17 +156,24 @@ def trained(tmp_path_factory):
         yield port, pixels, renderer
 
 
-@pytest.mark.parametrize('scale', [4, 12, 30])
+SCALES = {4: (136, 108), 12: (320, 240), 30: (320, 240)}  # -> (width, height) of a page that shows the drawing
+
+
+def above_50_db(page, renderer, pixels):
+    """Whether the canvas shows what `renderer` decodes exactly there."""
+    found = page.canvas()
+    part = region(page.view(), *found.shape[1::-1])
+    wanted = to_numpy(renderer.open(to_tensor(pixels)).render(found.shape[:2], part, 'uint8'))
+    return psnr(found / 255, wanted / 255) > 50
+
+
+@pytest.mark.parametrize('scale', SCALES)
 def test_views_of_the_trained_model_are_close_to_the_exact_render(chromium, trained, scale):
     port, pixels, renderer = trained
-    width, height = (136, 108) if scale == 4 else (320, 240)
-    page = Page(chromium, port, f'#x=17&y=13.5&s={scale}&d=0', viewport={'width': width, 'height': height})
-    part = region(page.view(), width, height)
-    wanted = to_numpy(renderer.open(to_tensor(pixels)).render((height, width), part, 'uint8'))
-    found = page.canvas()
+    page = Page(chromium, port, f'#x=17&y=13.5&s={scale}&d=0', viewport=dict(zip(('width', 'height'), SCALES[scale])))
     page.look(f'trained-x{scale}')
+    assert above_50_db(page, renderer, pixels) and not page.problems
     page.context.close()
-    assert psnr(found / 255, wanted / 255) > 50 and not page.problems
 
 
 def test_wheel_drag_and_double_click(page):
@@ -254,6 +284,37 @@ def test_downloads(page, tmp_path):
         shutil.copy(tmp_path / 'shot.png', os.environ['LIIF_SCREENSHOTS'])
 
 
+def test_the_divider(page):
+    keyboard, bicubic_side = page.page.keyboard, page.canvas()
+    page.page.click('#method')
+    page.finished()
+    nearest_side = page.canvas()
+    assert (nearest_side[:, :400] != bicubic_side[:, :400]).mean() > 0.3
+    assert (nearest_side[:, 400:] == bicubic_side[:, 400:]).all()
+    page.look('nearest')
+    for key, place in (('[', 360), (']', 400)):
+        keyboard.press(key)
+        page.finished()
+        assert page.page.get_attribute('#divider', 'aria-valuenow') == str(place // 8)
+        assert page.page.evaluate('document.getElementById("divider").style.left') == f'{place}px'
+    assert (page.canvas() == nearest_side).all()
+
+
+def test_full_screen(page):
+    for shown in (True, False):
+        page.page.click('#full')
+        page.until(f'Boolean(document.fullscreenElement) === {str(shown).lower()}')
+    page.finished()
+
+
+def test_a_link_is_copied(page):
+    page.context.grant_permissions(['clipboard-read', 'clipboard-write'])
+    page.page.click('#link')
+    page.page.wait_for_selector('#status:has-text("copied")')
+    link = page.page.evaluate('navigator.clipboard.readText()')
+    assert link == page.page.url and 's=6' in link
+
+
 def test_flying(page):
     page.page.keyboard.press('0')
     fitting = page.finished()['s']
@@ -269,19 +330,12 @@ def test_files_that_are_opened_and_links(page, chromium, server, tmp_path):
     viewer, port = server
     link = page.page.url
     Image.fromarray(PIXELS[:90, :120]).save(tmp_path / 'other.png')
-    data = base64.b64encode((tmp_path / 'other.png').read_bytes()).decode()
-    page.page.evaluate("""data => {
-        const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0)), files = new DataTransfer();
-        files.items.add(new File([bytes], 'other.png'));
-        dispatchEvent(new DragEvent('dragover', {dataTransfer: files, cancelable: true}));
-        dispatchEvent(new DragEvent('drop', {dataTransfer: files, cancelable: true}));
-    }""", data)
+    page.drop('other.png', (tmp_path / 'other.png').read_bytes())
     page.page.wait_for_selector('#name:has-text("other.png")')
     assert page.finished()['x'] == 60 and page.page.text_content('#size') == '120 × 90'
     for name, data, words in (('large.png', b'x' * 300_000, 'more than the 0 MB'), ('odd.png', b'hello', 'odd.png'),
                               ('cut.png', (tmp_path / 'other.png').read_bytes()[:5000], 'cut.png')):
-        (tmp_path / name).write_bytes(data)
-        page.page.set_input_files('#file', str(tmp_path / name))
+        page.drop(name, data)
         page.page.wait_for_selector(f'#toast:has-text("{words}")')
         page.look('damaged')
         page.page.evaluate('document.getElementById("toast").hidden = true')
@@ -343,13 +397,21 @@ def test_a_phone_at_night(chromium, server):
     assert not page.problems
 
 
+NO_WEBGL2 = """{
+    const get = HTMLCanvasElement.prototype.getContext;
+    HTMLCanvasElement.prototype.getContext = function(kind, ...rest) {
+        return kind === 'webgl2' ? null : get.call(this, kind, ...rest);
+    };
+}"""
+
+
 @pytest.mark.parametrize('reason', ['without WebGL2', 'without a lattice'])
 def test_plain_views(chromium, server, tmp_path, reason):
     viewer, _ = server
     if reason == 'without a lattice':
         viewer = small_viewer(tmp_path / 'photo.png', model=small_model(local_ensemble=False))
     with serving(viewer) as port:
-        page = Page(chromium, port, '?plain' if reason == 'without WebGL2' else '')
+        page = Page(chromium, port, script=NO_WEBGL2 if reason == 'without WebGL2' else '')
         assert reason.split()[-1] in page.page.text_content('#toast')
         page.look('plain')
         page.page.keyboard.press('+')  # until the image fills the page
@@ -376,8 +438,9 @@ def test_transparency_is_a_checkerboard(page, tmp_path):
     assert (row[250:390] == (200, 100, 50)).all()
 
 
-def test_the_rate_of_frames_is_reported(page, record_property):
-    rate = page.page.evaluate("""() => new Promise(done => {
+def frame_rate(page):
+    """Frames per second while the page zooms."""
+    return page.page.evaluate("""() => new Promise(done => {
         const first = liif.frames.count, begun = performance.now();
         const step = now => {
             const t = (now - begun) / 1000;
@@ -386,6 +449,10 @@ def test_the_rate_of_frames_is_reported(page, record_property):
         };
         requestAnimationFrame(step);
     })""")
+
+
+def test_the_rate_of_frames_is_reported(page, record_property):
+    rate = frame_rate(page)
     record_property('frames_per_second', rate)
     print(f'{rate:.1f} frames per second at 800x600')
     page.finished()

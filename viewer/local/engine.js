@@ -29,6 +29,7 @@ async function keepFiles() {
   const workers = navigator.serviceWorker;
   if (!workers) return;
   const controlled = new Promise(done => workers.addEventListener('controllerchange', done, {once: true}));
+  if (workers.controller) controlled.then(() => location.reload());  // the files on the host are new
   try {
     await workers.register('sw.js');
     if (!workers.controller) await Promise.race([controlled, new Promise(done => setTimeout(done, 5000))]);
@@ -42,7 +43,9 @@ export async function start(id) {
   facts = await (await fetch('about.json')).json();
   worker = new Worker('worker.js', {type: 'module'});
   worker.onmessage = answered;
-  worker.onerror = ({message}) => [...calls.keys()].forEach(id => answered({data: {id, error: message || 'no worker'}}));
+  worker.onerror = event => {
+    for (const id of calls.keys()) answered({data: {id, error: event.message || 'this browser starts no worker'}});
+  };
   const picture = await open(new File([await (await fetch(facts.sample)).blob()], facts.sample), 'sample');
   return {picture, models: [facts.name], gone: Boolean(id) && id !== picture.id, max_bytes: Infinity,
     max_download: 64e6};
@@ -50,17 +53,17 @@ export async function start(id) {
 export const about = async () => ({...facts, device: await call('start', facts)});
 
 export async function open(file, id = `file ${count}`) {
-  opened = {id, ...await call('open', file)};
+  opened = {id, ...await call('open', {id, file})};
   return {id, name: file.name, width: opened.bitmap.width, height: opened.bitmap.height};
 }
 export const source = async () => opened;
 
 // A tile of the lattice with `steps` nodes per piece and axis: float32 RGB.
-export const tile = ({id}, model, row, column, steps, signal) => call('tile', {row, column, steps}, signal);
+export const tile = ({id}, model, row, column, steps, signal) =>
+  call('tile', {picture: id, row, column, steps}, signal);
 
 // The address of a part {x, y, w, h, rows, columns} drawn from the lattice, as PNG; `here` throws once it is unwanted.
-export async function save({width, height}, model, part, painter, here) {
-  if (!painter.read) return render();
+export async function save({id, width, height}, model, part, painter, here) {
   const [columns, rows] = [part.columns, part.rows].map(Number), s = Math.max(columns / part.w, rows / part.h);
   const out = new OffscreenCanvas(columns, rows), pen = out.getContext('2d'), steps = facts.steps.at(-1);
   for (let top = 0; top < rows; top += PIECE) {
@@ -69,7 +72,7 @@ export async function save({width, height}, model, part, painter, here) {
         right: Math.min(PIECE, columns - left), height: Math.min(PIECE, rows - top)};
       for (const [row, column] of s > 1 ? visible(screen, [width, height], facts.tile) : []) {
         if (painter.steps(row, column) === steps) continue;
-        const data = await call('tile', {row, column, steps});
+        const data = await call('tile', {picture: id, row, column, steps});
         here();
         painter.put(row, column, steps, data);
       }
@@ -77,10 +80,6 @@ export async function save({width, height}, model, part, painter, here) {
     }
   }
   return URL.createObjectURL(await out.convertToBlob());
-}
-
-export async function render() {
-  throw new Error('Without WebGL2 the page only shows the image itself; viewer/serve.py would render it.');
 }
 
 export const where = 'browser';

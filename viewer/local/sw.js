@@ -8,6 +8,7 @@ const HEADERS = {'Cross-Origin-Opener-Policy': 'same-origin', 'Cross-Origin-Embe
 addEventListener('install', event => event.waitUntil((async () => {
   const cache = await caches.open(NAME);
   await cache.addAll(FILES.map(file => new Request(file, {cache: 'no-cache'})));
+  await skipWaiting();
 })()));
 addEventListener('activate', event => event.waitUntil((async () => {
   const old = (await caches.keys()).filter(name => name.startsWith(MINE) && name !== NAME);

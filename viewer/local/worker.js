@@ -4,7 +4,8 @@
 const KEPT = 16;  // blocks whose codes are kept
 const MOST = 40e6;  // pixels of an image
 const dropped = new Set();  // calls that are no longer wanted
-let about, image = null, device, engine, queue = Promise.resolve();
+const images = new Map();  // id -> {width, height, data, codes} of the image on the page and the one that follows
+let about, device, engine, queue = Promise.resolve();
 
 const tasks = {
   async start(value) {
@@ -16,8 +17,8 @@ const tasks = {
     return [device];
   },
 
-  // The pixels of a file, for the page; from now on tiles are those of this image.
-  async open(file) {
+  // The pixels of a file, for the page.
+  async open({id, file}) {
     const bitmap = await createImageBitmap(file, {colorSpaceConversion: 'none'}).catch(() => {
       throw new Error(`${file.name} cannot be opened: expected an undamaged image of a kind that this browser shows`);
     });
@@ -37,21 +38,21 @@ const tasks = {
       }
       found = pen.getImageData(0, 0, width, height);
     }
-    const next = {width, height, data: found.data.slice(), codes: new Map()};
+    images.set(id, {width, height, data: found.data.slice(), codes: new Map()});
+    if (images.size > 2) images.delete(images.keys().next().value);
     alpha.forEach((v, i) => { found.data[4 * i + 3] = v; });
     const shown = await createImageBitmap(found, {premultiplyAlpha: 'none', colorSpaceConversion: 'none'});
-    image = next;
     return [{bitmap: shown, transparent}, [shown]];
   },
 
-  async tile({row, column, steps}, id) {
-    const mine = image, {tile, block, rows} = about, n = tile + 1;
+  async tile({picture, row, column, steps}, call) {
+    const image = images.get(picture), {tile, block, rows} = about, n = tile + 1;
     const here = () => {
-      if (dropped.delete(id) || mine !== image) throw new Error('no longer wanted');
+      if (dropped.delete(call) || !image) throw new Error('no longer wanted');
     };
     here();
-    const {codes, depth} = await encode(mine, Math.floor(row / block), Math.floor(column / block));
-    const down = along(row, mine.height), across = along(column, mine.width), side = block * tile + 1;
+    const {codes, depth} = await encode(image, Math.floor(row / block), Math.floor(column / block));
+    const down = along(row, image.height), across = along(column, image.width), side = block * tile + 1;
     const width = tile * steps + 1, sum = new Float32Array((tile + 2) * steps * width * 3);
     for (let first = 0; first < n; first += rows[steps]) {
       await new Promise(done => setTimeout(done));  // messages come in
@@ -105,7 +106,7 @@ async function encode({width, height, data, codes: kept}, row, column) {
 async function load() {
   const ort = await import(`./ort/ort.${device}.min.mjs`), sessions = {};
   ort.env.wasm.wasmPaths = new URL('ort/', location.href).href;
-  ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.max(1, Math.min(8, navigator.hardwareConcurrency - 1)) : 1;
+  ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(8, navigator.hardwareConcurrency) : 1;
   for (const name of ['encoder', ...about.steps.map(steps => `lattice${steps}`)]) {
     sessions[name] = await ort.InferenceSession.create(`${name}.onnx`, {executionProviders: [device]});
   }

@@ -68,7 +68,9 @@ function moved() {
 function settled() {
   if (!picture) return;
   remember();
-  if (usesTiles()) fetchTiles(); else renderPlain();
+  if (usesTiles()) fetchTiles();
+  else if (engine.render) renderPlain();
+  else document.body.dataset.state = 'done';
 }
 function zoomTo(s, px, py) {  // the point under (px, py) stays where it is
   const pane = paneAt(px), dx = px - pane.centre, dy = py - stage.height / 2;
@@ -359,8 +361,9 @@ async function show(found, at) {
   await painter.open(image, transparent);
   [picture, bitmap] = [found, image];
   forgetTiles();
-  for (const id of ['divider', 'controls', 'save', 'shot', 'link']) $(id).hidden = false;
+  for (const id of ['controls', 'shot']) $(id).hidden = false;
   $('link').hidden = engine.where !== 'server';
+  $('divider').hidden = $('save').hidden = !usesTiles() && !engine.render;
   $('empty').hidden = true;
   $('name').textContent = found.name;
   $('size').textContent = `${found.width} × ${found.height}`;
@@ -431,7 +434,7 @@ function propose() {
   cost();
 }
 function save() {
-  if (!picture || !inView() || $('saving').open) return;
+  if (!picture || !inView() || $('saving').open || $('save').hidden) return;
   stopFlight();
   propose();
   $('saving').showModal();
