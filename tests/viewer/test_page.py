@@ -22,15 +22,10 @@ SIZE = {'width': 800, 'height': 600}
 BAR = 150  # rows that the page keeps free of a whole image, above and below together
 
 
-def installed():
-    """The path of an installed browser, or None."""
-    return next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-
-
 @pytest.fixture(scope='module')
 def chromium():
     playwright = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
-    browser = installed()
+    browser = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
     if browser is None:
         pytest.skip('no Chromium is installed (apt-get install chromium)')
     with playwright.sync_playwright() as play:

@@ -18,7 +18,7 @@ from tests.viewer import common
 from tests.viewer.common import exact
 from tests.viewer.test_lattice import drawing, psnr
 from tests.viewer.test_page import (  # noqa: F401 (chromium is a fixture)
-    FLAGS, NO_WEBGL2, SCALES, SIZE, Page, above_50_db, chromium, frame_rate, installed, region)
+    NO_WEBGL2, SCALES, SIZE, Page, above_50_db, chromium, frame_rate, region)
 from utils import UserError
 from viewer import static
 from viewer.lattice import CLIP
@@ -84,8 +84,8 @@ def downloaded(page):
     """What the button of the open dialog brings: the file's name, and (H, W, 4)."""
     with page.page.expect_download() as download:
         page.page.click('#go')
-    with open(download.value.path(), 'rb') as f:
-        return download.value.suggested_filename, np.asarray(Image.open(io.BytesIO(f.read())).convert('RGBA')).astype(int)
+    with Image.open(download.value.path(), formats=['png']) as img:
+        return download.value.suggested_filename, np.asarray(img.convert('RGBA')).astype(int)
 
 
 def test_what_it_offers(page):
@@ -179,20 +179,6 @@ def test_it_opens_again_without_a_network_and_with_threads(page):
     page.finished()
     assert page.page.evaluate('crossOriginIsolated') is True  # sw.js does
     assert shows_liif(page)
-
-
-def test_webgpu(chromium, small):  # noqa: F811
-    flags = '--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshader'
-    browser = chromium.browser_type.launch(executable_path=installed(), args=[*FLAGS, *flags])
-    page, said = Page(browser, small[0]), []
-    page.page.on('console', lambda message: said.append(message.text))
-    page.page.reload()
-    page.finished()
-    about, good = page.page.text_content('#about'), shows_liif(page)
-    browser.close()
-    if 'WebGPU' not in about:
-        pytest.skip('this browser has no WebGPU adapter')
-    assert good and not said  # it says why when it goes on with the CPU
 
 
 def test_without_webgl2_it_says_so(chromium, small):  # noqa: F811
