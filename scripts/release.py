@@ -84,13 +84,16 @@ def facts(checkpoint, log, ema):
         known['starts from'] = config['init']
     device = re.findall(r'^model: .* parameters, \w+, (.*), torch (\S+)', log, re.M)
     begun = re.findall(r'^begun at (\S+) .* by code (\S+)', log, re.M)
-    parts = [re.findall(r'^epoch .*, ([\d.]+)([dhms]) of', part, re.M) for part in re.split('^begun at', log, flags=re.M)]
+    parts = [re.findall(r'^epoch .*, ([\d.]+)([dhms]) of', part, re.M)
+             for part in re.split('^begun at', log, flags=re.M)]
     psnr = re.findall(r'^epoch \d+/.*val psnr (\S+) ', log, re.M)
     if device:
         known['device'] = f'{device[-1][0]}, torch {device[-1][1]}'
     if any(parts):  # each part counts from its own start
         seconds = sum(float(part[-1][0]) * UNITS[part[-1][1]] for part in parts if part)
-        known['time'] = time_text(seconds) + (f', with {counted(len(begun) - 1, "interruption")}' if len(begun) > 1 else '')
+        known['time'] = time_text(seconds)
+        if len(begun) > 1:
+            known['time'] += f', with {counted(len(begun) - 1, "interruption")}'
     if begun:
         known['date, commit'] = f'{begun[0][0]}, {begun[0][1]}'
     if psnr:

@@ -299,8 +299,9 @@ def budget_table(root, data='Set5', scales=('2', '3', '4')):
         for result in tables.read_results([os.path.dirname(file)]):
             if result['data'] == data:
                 (found if result['model']['parameters'] else plain)[result['scale']] = f'{float(result["psnr"]):.2f}'
+        start = f', from {run["starts from"]}' if 'starts from' in run else ''
         rows.append([f'`train_liif.py --config configs/budget/{run["run"]}.yaml`', run['device'], run['time'],
-                     run['steps'] + (f', from {run["starts from"]}' if 'starts from' in run else ''), *(found.get(scale, '') for scale in scales)])
+                     run['steps'] + start, *(found.get(scale, '') for scale in scales)])
     published = tables.published_numbers(data)['RDN-LIIF']
     return tables.markdown(head, [['bicubic', '', '', '', *(plain.get(scale, '') for scale in scales)], *rows, [
         "the paper's RDN-LIIF (published)", 'GPU', '', '1,000,000',
