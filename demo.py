@@ -61,6 +61,8 @@ def parse_arguments(argv=None):
     args.inputs += args.input
     if not args.inputs:
         parser.error('expected at least one input')
+    if args.model == '':
+        parser.error('--model: found an empty name, expected a checkpoint or the name of weights')
     if not 1 <= args.quality <= 100:
         parser.error(f'--quality: found {args.quality}, expected 1 to 100')
     return args

@@ -21,7 +21,7 @@ from engine.evaluation.runs import METRICS, Options, mean_of, measure_case, open
 from engine.evaluation.suite import locate, open_data, read_suite
 from engine.rendering.renderer import DECODES
 from engine.runtime import Parser, autocast, run_program, select_device
-from utils import UserError
+from utils import UserError, counted
 
 
 def main(argv=None):
@@ -100,7 +100,7 @@ def test_suite(args, device, options):
     for problem in problems:
         print(f'failed: {problem}', file=sys.stderr)
     if problems:
-        raise UserError(f'{len(problems)} measurements failed, as listed above; the other {len(outcome.runs)} are '
+        raise UserError(f'{counted(len(problems), "problem")}, as listed above; {counted(len(outcome.runs), "measurement")} '
                         f'complete')
 
 

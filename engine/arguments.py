@@ -26,7 +26,8 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
     def error(self, message):
-        self.exit(2, f'error: {message}; see {self.prog} --help (a value that begins with a minus: --flag=-1)\n')
+        minus = ' (a value that begins with a minus: --flag=-1)' if 'argument' in message.split(':')[-1] else ''
+        self.exit(2, f'error: {message}; see {self.prog} --help{minus}\n')
 
 
 def largest_scale(text):

@@ -102,7 +102,8 @@ def choose_weights(checkpoint, path, ema=False):
 def read_file(path):
     """The bytes of a checkpoint file."""
     if os.path.isdir(path):
-        raise UserError(f'{path} is a folder: name the checkpoint in it, such as {os.path.join(path, LAST)}')
+        inside = next((name for name in (LAST, 'model.pth') if os.path.isfile(os.path.join(path, name))), LAST)
+        raise UserError(f'{path} is a folder: name the checkpoint in it, such as {os.path.join(path, inside)}')
     try:
         with open(path, 'rb') as f:
             data = f.read()
@@ -309,7 +310,7 @@ def suited_model(image_format, folder=None):
     image_format: as Pillow names it, by the content of the file; None for a file that is no image
     """
     if image_format not in COMPRESSED:
-        return CLEAN, f'for {image_format} images' if image_format else 'for what is no image file'
+        return CLEAN, f'for {image_format} images' if image_format else 'since it is no JPEG or WebP'
     reason = f'for {COMPRESSED[image_format]} images'
     try:
         model_path(PHOTO, folder)

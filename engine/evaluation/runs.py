@@ -228,8 +228,9 @@ def run_suite(cases, texts, device, output, options=Options(), workers=None, fre
                 outcome.missing.append(case)
         except UserError as error:
             outcome.problems.append(('', case.name, str(error)))
-    os.makedirs(os.path.join(output, 'runs'), exist_ok=True)
-    for text in texts if ready else ():
+    if ready:
+        os.makedirs(os.path.join(output, 'runs'), exist_ok=True)
+    for text in texts:  # without data, too: a mistyped name is said now, not after the download
         try:
             candidate = open_model(text, device, options.ema)
         except UserError as error:

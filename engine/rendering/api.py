@@ -43,7 +43,8 @@ def choose_model(image=None):
     """The name of the weights to use where none are named, which is said on stderr: by the content of the file `image`,
     as `suited_model` does; without one, 'clean'."""
     name, reason = (CLEAN, 'which come with the project') if image is None else suited_model(image_format(image))
-    say_once(f'using the weights {name} ({os.path.relpath(model_path(name))}), {reason}')
+    if image is None or os.path.exists(image):  # a missing file gets its error alone
+        say_once(f'using the weights {name} ({os.path.relpath(model_path(name))}), {reason}')
     return name
 
 

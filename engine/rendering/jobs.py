@@ -24,7 +24,7 @@ def find_jobs(inputs, output=None):
     """([(source, target)], whether they are a batch rather than one named file).
 
     inputs: files, folders and patterns; output: a file or folder; default: targets are None, for `free_name`
-    Raises UserError if nothing is found, and for targets that clash.
+    Raises UserError if nothing is found, for targets that clash and for kinds of image that are not written.
     """
     first = inputs[0]
     if output is None:
@@ -49,6 +49,8 @@ def find_jobs(inputs, output=None):
                             f'separately')
         if os.path.realpath(source) == os.path.realpath(target):
             raise UserError(f'{source} would be overwritten: name another output')
+        if not is_clip(source, target):
+            pictures.file_format(target)
     return jobs, batch
 
 

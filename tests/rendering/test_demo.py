@@ -570,3 +570,15 @@ def test_each_file_of_a_folder_gets_the_weights_for_its_kind(tmp_path, monkeypat
     assert not capsys.readouterr().err
     wanted = reference(os.path.join(weights, photo, 'model.pth'), PHOTO, (82, 126))
     assert np.array_equal(pixels(tmp_path / 'named' / 'b.png'), wanted)
+
+
+@pytest.mark.parametrize('arguments, part', [
+    (['--output', 'out/x.xyz'], "found '.xyz', wanted a name that ends in"),
+    (['--model', ''], '--model: found an empty name'),
+    (['--decode', 'fast'], 'invalid choice')])
+def test_mistakes_are_found_before_any_work(arguments, part, tmp_path):
+    Image.fromarray(PHOTO).save(tmp_path / 'a.png')
+    done = subprocess.run([sys.executable, os.path.join(ROOT, 'demo.py'), 'a.png', *arguments], cwd=tmp_path,
+                          env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2 and part in done.stderr and done.stderr.count('\n') == 1, done.stderr
+    assert 'minus' not in done.stderr and os.listdir(tmp_path) == ['a.png']
