@@ -100,8 +100,8 @@ def test_suite(args, device, options):
     for problem in problems:
         print(f'failed: {problem}', file=sys.stderr)
     if problems:
-        raise UserError(f'{counted(len(problems), "problem")}, as listed above; {counted(len(outcome.runs), "measurement")} '
-                        f'complete')
+        raise UserError(f'{counted(len(problems), "problem")}, as listed above; '
+                        f'{counted(len(outcome.runs), "measurement")} complete')
 
 
 if __name__ == '__main__':
