@@ -26,7 +26,8 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
     def error(self, message):
-        minus = ' (a value that begins with a minus: --flag=-1)' if 'argument' in message.split(':')[-1] else ''
+        lost = 'unrecognized arguments' in message or message.endswith(' argument')  # perhaps a negative number
+        minus = ' (a value that begins with a minus: --flag=-1)' if lost else ''
         self.exit(2, f'error: {message}; see {self.prog} --help{minus}\n')
 
 

@@ -36,7 +36,7 @@ Where things are:
   configs/quickstart.yaml    what was trained here, commented
   save/_quickstart           its checkpoints, log.txt, curves for tensorboard
 Next:
-  your own picture   .venv/bin/python demo.py --input PICTURE --scale 4 --output large.png
+  your own image     .venv/bin/python demo.py IMAGE --scale 4 --output large.png
   your own images    configs/train-your-images.yaml, then .venv/bin/python train_liif.py --config that.yaml
   the paper          configs/train-div2k, README.md
 END

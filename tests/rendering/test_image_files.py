@@ -515,13 +515,18 @@ def test_damaged_animations_cost_no_more_than_their_first_frame(tmp_path, seed):
         bad = tmp_path / f'bad{suffix}'
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for _ in range(60):
-            broken = bytearray(data)
-            for at in rng.integers(12, len(data) if rng.random() < 0.3 else 60, 3):
-                broken[at] = rng.integers(256)
-            bad.write_bytes(bytes(broken))
+            bad.write_bytes(with_three_bytes_changed(data, rng, 12, 0.3))
             with contextlib.suppress(UserError):
                 read_picture(str(bad))
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 3_000_000  # KiB
+
+
+def with_three_bytes_changed(data, rng, first, share):
+    """data with random bytes from index `first` on; in a `share` of the cases anywhere, else among the first 60."""
+    broken = bytearray(data)
+    for at in rng.integers(first, len(data) if rng.random() < share else 60, 3):
+        broken[at] = rng.integers(256)
+    return bytes(broken)
 
 
 @pytest.mark.parametrize('seed', seeds(0))
@@ -537,10 +542,7 @@ def test_damaged_files_are_one_line(tmp_path, suffix, seed):
         picture_size(str(bad))
     rng = np.random.default_rng(seed)
     for _ in range(60):  # whatever happens, it is an image or one line
-        broken = bytearray(data)
-        for at in rng.integers(0, len(data) if rng.random() < 0.5 else 60, 3):
-            broken[at] = rng.integers(256)
-        bad.write_bytes(bytes(broken))
+        bad.write_bytes(with_three_bytes_changed(data, rng, 0, 0.5))
         with contextlib.suppress(UserError):
             read_picture(str(bad))
         picture_size(str(bad))
