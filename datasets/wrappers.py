@@ -78,7 +78,7 @@ class Wrapper(Dataset):
             return {**item, 'gt': _copy(flip(hr, flips)).view(-1, 3)}
         # Pixels are drawn before flipping: then only their coordinates are flipped, not the image.
         height, width = hr.shape[:2]
-        drawn = rng.choice(height * width, self.sample_q, replace=False, shuffle=False)  # (Q,)
+        drawn = rng.choice(height * width, self.sample_q, replace=False)  # (Q,), in random order
         y, x = np.divmod(drawn, width)
         axis_y, axis_x = _axis(height)[::-1 if flips[1] else 1], _axis(width)[::-1 if flips[0] else 1]
         axes = [axis_x[x], axis_y[y]] if flips[2] else [axis_y[y], axis_x[x]]
