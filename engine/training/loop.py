@@ -136,7 +136,7 @@ def begin(state, folder, device, checkpoint):
     folder.begin(config)
     if checkpoint is not None and not checkpoint.get('train', {}).get('step'):
         folder.save(state.checkpoint(), *state.names())  # an interruption may have come between the files of an epoch
-    folder.open_curves((state.epoch - 1) * state.steps + state.step)
+    folder.open_curves(state.epoch)
 
 
 def open_data(config, section, device, workers):

@@ -101,7 +101,7 @@ class Monitor:
         if psnr is not None and state.reference:
             line += '; ' + ', '.join(f'{name} {value:.4f}' for name, value in state.reference.items())
         log.info(line)
-        self.folder.scalars(scalars, epoch * state.steps)
+        self.folder.scalars(scalars, epoch)
         state.epoch, state.step, state.loss = epoch + 1, 0, Averager()
         self.folder.save(state.checkpoint(), *state.names())  # last: interrupted before it, the epoch is done again
 

@@ -157,25 +157,25 @@ class RunFolder:
 
     # Curves and images for TensorBoard.
 
-    def open_curves(self, step):
-        """Record curves from global step `step` on (what an interrupted run recorded beyond it no longer shows)."""
+    def open_curves(self, epoch):
+        """Record curves from this epoch on (what an interrupted run recorded of it no longer shows)."""
         if not self.is_main:
             return
         try:
             with self.writing(CURVES):
-                self.curves = Curves(self.file(CURVES), step)
+                self.curves = Curves(self.file(CURVES), epoch)
         except ImportError as error:
             log.warning(f'no curves and images are recorded: {error.name} is not installed (pip install tensorboardX)')
 
-    def scalars(self, values, step):
-        """{name: number} at a global step."""
+    def scalars(self, values, epoch):
+        """{name: number} after an epoch."""
         if self.curves is not None:
             with self.writing(CURVES):
                 for name, value in values.items():
-                    self.curves.scalar(name, value, step)
+                    self.curves.scalar(name, value, epoch)
 
-    def images(self, images, step):
-        """{name: float (3, H, W) in [0, 1]} at a global step; as PNG, too, where the next ones replace them."""
+    def images(self, images, epoch):
+        """{name: float (3, H, W) in [0, 1]} after an epoch; as PNG, too, where the next ones replace them."""
         if not self.is_main:
             return
         os.makedirs(self.file(SAMPLES), exist_ok=True)
@@ -187,7 +187,7 @@ class RunFolder:
                 f.write(data.getbuffer())
             if self.curves is not None:
                 with self.writing(CURVES):
-                    self.curves.image(name, pixels, step)
+                    self.curves.image(name, pixels, epoch)
 
 
 class Once(logging.Filter):
@@ -231,7 +231,7 @@ class Curves:
     """An event file written by this very thread. tensorboardX's SummaryWriter uses another one, which a full disk ends
     without a word, after which its queue fills and training hangs."""
 
-    def __init__(self, path, step):
+    def __init__(self, path, epoch):
         from tensorboardX import summary
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2
@@ -239,14 +239,14 @@ class Curves:
         self.summary, self.event_pb2 = summary, event_pb2
         self.writer = EventsWriter(os.path.join(path, 'events'), f'.{os.getpid()}')
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._write(step, session_log=start)
+        self._write(epoch, session_log=start)
 
-    def scalar(self, name, value, step):
-        self._write(step, summary=self.summary.scalar(name, value))
+    def scalar(self, name, value, epoch):
+        self._write(epoch, summary=self.summary.scalar(name, value))
 
-    def image(self, name, pixels, step):
-        self._write(step, summary=self.summary.image(name, pixels))
+    def image(self, name, pixels, epoch):
+        self._write(epoch, summary=self.summary.image(name, pixels))
 
-    def _write(self, step, **content):
-        self.writer.write_event(self.event_pb2.Event(wall_time=time.time(), step=step, **content))
+    def _write(self, epoch, **content):  # the axis of the curves, which TensorBoard calls step
+        self.writer.write_event(self.event_pb2.Event(wall_time=time.time(), step=epoch, **content))
         self.writer.flush()

@@ -33,9 +33,9 @@ def validate(state, loader, monitor, device):
     """PSNR of the model in dB over the validation set; sample images go to the run folder. Raises Stopped when a signal
     asked to stop."""
     state.model.eval()
-    config, step = state.config, (state.epoch - 1) * state.steps + state.step
+    config, epochs = state.config, state.epoch - 1 + state.step // state.steps  # complete ones
     return mean_psnr(state.model, config['data_norm'], config, loader, monitor, device,
-                     lambda batch: monitor.folder.images(sample_images(state, batch), step))
+                     lambda batch: monitor.folder.images(sample_images(state, batch), epochs))
 
 
 @torch.no_grad()

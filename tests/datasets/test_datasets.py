@@ -103,6 +103,17 @@ def test_queries_are_distinct_pixels_of_the_crop_with_the_coordinates_of_make_co
     assert sum(fits) == 1
 
 
+def test_queries_come_in_random_order():
+    """Every pixel is equally likely at every position; counts of 20 draws on average lie below 45, 5 deviations off."""
+    wrapper = wrap('sr-implicit-downsampled', Images(noise(10, 10, 3)), inp_size=10, scale_max=1, sample_q=50)
+    counts = torch.zeros(2, 100)
+    for seed in range(2000):
+        coord = wrapper.sample(0, np.random.default_rng(seed))['coord'][[0, -1]]  # (2, 2)
+        y, x = ((coord + 1) * 5).long().unbind(1)
+        counts[[0, 1], y * 10 + x] += 1
+    assert counts.sum() == 4000 and counts.max() < 45
+
+
 def test_without_sample_q_all_pixels_come_in_order():
     hr = noise(24, 30, 3)
     item = wrap('sr-implicit-downsampled', Images(hr), inp_size=None, scale_min=2).sample(0, np.random.default_rng(0))

@@ -273,21 +273,25 @@ def test_without_tensorboardx_training_goes_on_and_says_so(tmp_path, monkeypatch
     assert 'tensorboardX is not installed' in capsys.readouterr().out
 
 
+def read_events(run):
+    event_pb2 = pytest.importorskip('tensorboardX.proto.event_pb2')
+    path, = (run / 'tensorboard').iterdir()
+    data, events = path.read_bytes(), []
+    while data:
+        size = int.from_bytes(data[:8], 'little')
+        events.append(event_pb2.Event.FromString(data[12:12 + size]))
+        data = data[16 + size:]
+    return events
+
+
 def test_curves_can_be_read_back(tmp_path):
-    pytest.importorskip('tensorboardX')
-    from tensorboardX.proto import event_pb2
     folder = RunFolder(str(tmp_path / 'run'))
     folder.begin({})
     folder.open_curves(7)
     folder.scalars({'loss/train': 0.25}, 8)
     folder.images({'val/0/input': torch.rand(3, 5, 6)}, 8)
-    name, = os.listdir(tmp_path / 'run' / 'tensorboard')
-    data, events = (tmp_path / 'run' / 'tensorboard' / name).read_bytes(), []
-    while data:
-        size = int.from_bytes(data[:8], 'little')
-        events.append(event_pb2.Event.FromString(data[12:12 + size]))
-        data = data[16 + size:]
-    assert events[0].file_version and events[1].session_log.status == event_pb2.SessionLog.START
+    events = read_events(tmp_path / 'run')
+    assert events[0].file_version and events[1].session_log.status == 1  # a start
     assert events[1].step == 7 and events[2].summary.value[0].simple_value == 0.25
     assert (events[3].summary.value[0].image.height, events[3].summary.value[0].image.width) == (5, 6)
 
@@ -392,6 +396,9 @@ def test_what_is_trained_here_measures_the_same_through_test_py(tmp_path, monkey
     assert total / len(loader.dataset) == pytest.approx(logged, abs=1e-4)
     found = load_checkpoint('save/_c/epoch-last.pth')
     assert found['epoch'] == 2 and found['train']['best'] == pytest.approx(max(logged, found['train']['best']))
+    curves = [(value.tag, event.step) for event in read_events(tmp_path / 'save' / '_c')
+              for value in event.summary.value if value.HasField('simple_value')]
+    assert curves == [(name, epoch) for epoch in (1, 2) for name in ('lr', 'loss/train', 'psnr/val')]
 
 
 def test_bad_images_are_passed_over_and_counted(tmp_path, monkeypatch, capsys):
