@@ -376,12 +376,14 @@ class Timer:
         return time.monotonic() - self.v
 
 
+TIME_UNITS = {'d': 86400, 'h': 3600, 'm': 60, 's': 1}  # in seconds
+
+
 def time_text(t):
     """t: seconds. As 5.0s, 1.5m, 2.0h or 3.2d."""
-    for size, unit in ((86400, 'd'), (3600, 'h'), (60, 'm')):
-        if t >= size:
+    for unit, size in TIME_UNITS.items():
+        if t >= size or unit == 's':
             return f'{t / size:.1f}{unit}'
-    return f'{t:.1f}s'
 
 
 def compute_num_params(model, text=False):

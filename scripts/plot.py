@@ -5,7 +5,8 @@
     python scripts/plot.py cost benchmarks/results --output cost.png                          # time and memory
 
 psnr takes what test.py --suite wrote, files or folders, and shows every model in them with the published numbers;
-`test.py --suite continuous` measures at scales from x1 to x30. cost takes what benchmarks/run.py wrote.
+`test.py --suite continuous` measures at scales from x1 to x30. training draws over epochs, with --minutes over the time
+of the run (its last part, when it was interrupted). cost takes what benchmarks/run.py wrote.
 """
 import math
 import os
@@ -17,9 +18,9 @@ from engine.evaluation import tables
 from engine.training.run_folder import LOG
 from engine.runtime import Parser, run_program
 from engine.evaluation.suite import case_factor
-from utils import UserError, atomic_write
+from utils import TIME_UNITS, UserError, atomic_write
 
-EPOCH = re.compile(r'epoch (\d+)/\d+: rate (\S+), loss (\S+?),(?: val psnr (\S+))?')
+EPOCH = re.compile(r'epoch (\d+)/\d+: rate \S+, loss (\S+?),(?: val psnr (\S+) .*)? ([\d.]+)([dhms]) of')
 TICKS = (1, 1.5, 2, 3, 4, 6, 8, 12, 18, 24, 30)
 
 
@@ -28,6 +29,7 @@ def main(argv=None):
     parser.add_argument('figure', choices=('psnr', 'training', 'cost'))
     parser.add_argument('paths', nargs='+', metavar='PATH', help='results, run folders, or results of benchmarks')
     parser.add_argument('--data', help='psnr: the data set, when the results are of several')
+    parser.add_argument('--minutes', action='store_true', help='training: over minutes instead of epochs')
     parser.add_argument('--output', required=True, help='.png, .pdf or .svg')
     args = parser.parse_args(argv)
     if os.path.splitext(args.output)[1] not in ('.png', '.pdf', '.svg'):
@@ -36,7 +38,7 @@ def main(argv=None):
         curves = psnr_curves(args.paths, args.data)
         figure = draw([('scale', 'PSNR in dB', curves, {'log': True, 'ticks': TICKS})])
     elif args.figure == 'training':
-        figure = training_figure(args.paths)
+        figure = training_figure(args.paths, args.minutes)
     else:
         seconds, memory = cost_curves(args.paths)
         logs = {'log': True, 'log_y': True}
@@ -70,14 +72,15 @@ def psnr_curves(paths, data=None):
     return {label: sorted(points) for label, points in curves.items()}
 
 
-def training_figure(folders):
-    losses, psnr = training_curves(folders)
-    return draw([('epoch', 'training loss', losses, {}), ('epoch', 'validation PSNR in dB', psnr, {})])
+def training_figure(folders, minutes=False):
+    losses, psnr = training_curves(folders, minutes)
+    x = 'minutes' if minutes else 'epoch'
+    return draw([(x, 'training loss', losses, {}), (x, 'validation PSNR in dB', psnr, {})])
 
 
-def training_curves(folders):
+def training_curves(folders, minutes=False):
     """({run: [(epoch, loss)]}, {run: [(epoch, dB)]}) from the logs of run folders; of an epoch that was repeated after
-    an interruption, the last."""
+    an interruption, the last. minutes: instead of epochs."""
     losses, psnr = {}, {}
     for folder in folders:
         try:
@@ -88,8 +91,10 @@ def training_curves(folders):
         if not epochs:
             raise UserError(f'{os.path.join(folder, LOG)} tells of no complete epoch yet')
         name = os.path.basename(os.path.normpath(folder)).lstrip('_')
-        losses[name] = [(epoch, float(m.group(3))) for epoch, m in sorted(epochs.items())]
-        measured = [(epoch, float(m.group(4))) for epoch, m in sorted(epochs.items()) if m.group(4)]
+        points = [(float(m.group(4)) * TIME_UNITS[m.group(5)] / 60 if minutes else epoch, m)
+                  for epoch, m in sorted(epochs.items())]
+        losses[name] = [(x, float(m.group(2))) for x, m in points]
+        measured = [(x, float(m.group(3))) for x, m in points if m.group(3)]
         if measured:
             psnr[name] = measured
     return losses, psnr

@@ -20,10 +20,9 @@ from _path import ROOT
 from engine.checkpoint import LAST, SUMS, load_checkpoint, save_checkpoint, choose_weights
 from engine.training.run_folder import CONFIG, LOG
 from engine.runtime import Parser, run_program
-from utils import UserError, atomic_write, counted, replace_between, time_text
+from utils import TIME_UNITS, UserError, atomic_write, counted, replace_between, time_text
 
 MODEL, CARD, CURVE, RUN = 'model.pth', 'README.md', 'curve.png', 'run.json'
-UNITS = {'d': 86400, 'h': 3600, 'm': 60, 's': 1}
 MARKERS = '<!-- facts:start -->', '<!-- facts:end -->'
 
 
@@ -78,6 +77,8 @@ def facts(checkpoint, log, ema):
              'steps': f'{checkpoint["epoch"] * steps:,} ({counted(checkpoint["epoch"], "epoch")} of {steps})',
              'a step': f'{train["batch_size"]} crops, inputs of {wrapper.get("inp_size")} pixels a side, '
                        f'{wrapper.get("sample_q")} queries each',
+             'optimizer': ', '.join([config['optimizer']['name'], *(
+                 f'{name} {value}' for name, value in config['optimizer']['args'].items())]),
              'seed': str(config['seed']), 'precision of the training': config['precision'],
              'weights': f'averaged over the last steps (decay {config["ema"]})' if ema else 'of the last step'}
     if config.get('init'):
@@ -90,7 +91,7 @@ def facts(checkpoint, log, ema):
     if device:
         known['device'] = f'{device[-1][0]}, torch {device[-1][1]}'
     if any(parts):  # each part counts from its own start
-        seconds = sum(float(part[-1][0]) * UNITS[part[-1][1]] for part in parts if part)
+        seconds = sum(float(part[-1][0]) * TIME_UNITS[part[-1][1]] for part in parts if part)
         known['time'] = time_text(seconds)
         if len(begun) > 1:
             known['time'] += f', with {counted(len(begun) - 1, "interruption")}'

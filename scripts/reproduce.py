@@ -37,10 +37,12 @@ from utils import UserError, atomic_write, counted, replace_between
 RESULTS_MARKERS = '<!-- results:start -->', '<!-- results:end -->'
 SUMMARY_MARKERS = '<!-- summary:start -->', '<!-- summary:end -->'
 BUDGET_MARKERS = '<!-- budget:start -->', '<!-- budget:end -->'
+TRIAL_MARKERS = '<!-- trials:start -->', '<!-- trials:end -->'
 REAL_MARKERS = '<!-- real:start -->', '<!-- real:end -->'
 COMMITTED = 'weights/**/*.json', 'benchmarks/results/*.json', 'benchmarks/results/published/*.json'
 REAL = 'benchmarks/results/real/real.json'  # of photographs with degradations, which have a page
 RUNS = 'weights/*/run.json', 'benchmarks/results/budget/*/run.json'
+TRIALS = 'benchmarks/results/budget/trials/*/run.json'
 FIXED = [f'train-div2k/train_{{}}-x{scale}' for scale in (2, 3, 4)]
 LIIF = 'train-div2k/train_edsr-baseline-liif'
 ABLATION = 'train-div2k/ablation/train_edsr-baseline-liif-'
@@ -277,9 +279,10 @@ def write_summary(path, root=ROOT, data='Set5', scales=('2', '3', '4')):
 
 
 def write_budget(root=ROOT, path=None):
-    """Put time and PSNR of the runs on small budgets into docs/budget.md."""
-    text = budget_table(root)
-    replace_between(path or os.path.join(root, 'docs', 'budget.md'), text, BUDGET_MARKERS)
+    """Put time and PSNR of the runs on small budgets, and of the trials, into docs/budget.md."""
+    path, text = path or os.path.join(root, 'docs', 'budget.md'), budget_table(root)
+    replace_between(path, text, BUDGET_MARKERS)
+    replace_between(path, trials_table(root), TRIAL_MARKERS)
     return text
 
 
@@ -306,6 +309,15 @@ def budget_table(root, data='Set5', scales=('2', '3', '4')):
     return tables.markdown(head, [['bicubic', '', '', '', *(plain.get(scale, '') for scale in scales)], *rows, [
         "the paper's RDN-LIIF (published)", 'GPU', '', '1,000,000',
         *(f'{published[scale]:.2f}' for scale in scales)]])
+
+
+def trials_table(root=ROOT):
+    """A row for each trial of configs/budget/trial.yaml (scripts/release.py --facts), by budget, the best first."""
+    head = 'run', 'optimizer', 'steps', 'time', 'validation PSNR'
+    runs = tables.read_json_files(glob.glob(os.path.join(root, TRIALS)))
+    rows = [[run['run'], run['optimizer'], run['steps'], run['time'], run['validation PSNR, RGB, crops at x1 to x4']]
+            for run in runs]
+    return tables.markdown(head, sorted(rows, key=lambda row: (int(row[0].rsplit('-')[-1]), row[-1]), reverse=True))
 
 
 def write_real(root=ROOT, path=None):

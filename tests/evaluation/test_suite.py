@@ -648,6 +648,8 @@ def test_training_curves(tmp_path):
         'epoch 2/3: rate 0.001, loss 0.190000, 2.0s of 3.0s\n')
     losses, psnr = plot.training_curves([str(tmp_path / '_run')])
     assert losses == {'run': [(1, 0.25), (2, 0.19)]} and psnr == {'run': [(1, 24.5)]}
+    losses, psnr = plot.training_curves([str(tmp_path / '_run')], minutes=True)
+    assert losses == {'run': [(1 / 60, 0.25), (2 / 60, 0.19)]} and psnr == {'run': [(1 / 60, 24.5)]}
     with pytest.raises(UserError, match='log.txt'):
         plot.training_curves([str(tmp_path)])
 
