@@ -48,7 +48,8 @@ def main(argv=None):
     parser.add_argument('--workers', type=int, help='processes that read images; default: chosen automatically')
     one = parser.add_argument_group('with --config')
     one.add_argument('--per-image', action='store_true', help='a line for each image')
-    one.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='override a key of the config')
+    one.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE',
+                     help='override keys of the config')
     many = parser.add_argument_group('with --suite')
     many.add_argument('--scales', nargs='+', metavar='S', help='only these: 2, 2.7, or 2x3.5 (vertical x horizontal)')
     many.add_argument('--output', metavar='FOLDER', help='for tables and results; default: out/results')

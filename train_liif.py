@@ -51,7 +51,8 @@ def main(argv=None):
     parser.add_argument('--overwrite', action='store_true', help='delete what an earlier run left in the run folder')
     parser.add_argument('--init', metavar='MODEL',
                         help='start from the weights of a checkpoint or a name in weights/ (overrides the key init)')
-    parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='override a key of the config')
+    parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE',
+                        help='override keys of the config')
     parser.add_argument('--allow-change', action='append', default=[], metavar='KEY',
                         help='a key that may differ from the run that is resumed, such as epoch_max')
     parser.add_argument('--workers', type=int, help='processes that read images; default: chosen automatically')

@@ -269,7 +269,7 @@ def test_a_training_state_that_no_run_reaches_is_refused(change):
 def test_the_saved_rate_is_the_one_that_the_published_code_saves():
     """Its scheduler has stepped when the checkpoint of an epoch is written."""
     schedule = {'milestones': [1, 3], 'gamma': 0.5}
-    train('--set', f'multi_step_lr={schedule}', '--set', 'epoch_max=4', '--set', 'epoch_save=1',
+    train('--set', f'multi_step_lr={schedule}', 'epoch_max=4', '--set', 'epoch_save=1',
           '--set', 'val_dataset=null')
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, **schedule)
