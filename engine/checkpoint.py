@@ -1,10 +1,10 @@
-"""Checkpoint files: written whole or not at all, and looked over before anything in them is believed.
+"""Checkpoint files: written whole or not at all, and checked before anything in them is used.
 
 A checkpoint is a dict that `torch.load(..., weights_only=True)` reads:
     model      {name, args, sd}, as `models.make(spec, load_sd=True)` takes it
     optimizer  {name, args, sd}
     epoch      how many epochs are complete
-and beside them, absent in files of the published code,
+and, which files of the published code lack,
     data_norm  {inp, gt: {sub, div}}, what the model expects; absent: 0.5 and 0.5
     ema        {parameter name: averaged weight}
     config     the config of the run
@@ -122,7 +122,7 @@ def parse_checkpoint(data, path):
     check_archive(data, path)
     try:
         checkpoint = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
-    except Exception as error:  # a damaged or hostile file makes the reader fail in every way there is
+    except Exception as error:  # damaged and hostile files make the reader fail in many ways
         text = str(error)
         unsafe = re.search(r'GLOBAL ([\w.]+)|(?:Unsupported (?:class|operand)|instantiate) ([\w.]+)', text)
         if unsafe:
@@ -240,8 +240,8 @@ def build_model(spec, path):
 
 @contextlib.contextmanager
 def at_most(parameters, numbers):
-    """Within `with`, a model can be built of so many parameters with so many numbers in all, not of many times that: a
-    parameter is refused as it is registered, before its memory is filled. (Some models register one twice.)"""
+    """Within `with`, refuse to build a model of more than about four times `parameters` tensors or `numbers` values
+    (some models register a parameter twice). It is refused when registered, before its memory is filled."""
     parameters, numbers = 4 * parameters + 100, 4 * numbers + 10 ** 6
 
     def take(module, name, parameter):

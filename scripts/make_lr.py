@@ -3,7 +3,7 @@
     python scripts/make_lr.py load/benchmark/Set5/HR --scale 2 3 4
     python scripts/make_lr.py load/div2k/DIV2K_valid_HR --scale 2.5 2x3
 
-writes <name>x2.png and so on into LR_bicubic/X2, X3, ... beside `HR` (DIV2K_valid_LR_bicubic/X2.5 beside
+writes <name>x2.png and so on into LR_bicubic/X2, X3, ... next to `HR` (DIV2K_valid_LR_bicubic/X2.5 next to
 DIV2K_valid_HR), where the configs look for them. Sizes, crops and kernels: docs/lr-kernels.md. Files that exist are
 kept, so an interrupted run continues where it stopped.
 """

@@ -254,7 +254,7 @@ def with_image(name, data, function):
 
 
 def write_split(folder, given, sources):
-    """split.json: the one given, one found beside the images, or {train: 5 of 6 images, val: the others} (the paper's
+    """split.json: the one given, one next to the images, or {train: 5 of 6 images, val: the others} (the paper's
     25000 and 5000, the first hundred of which choose the model). Chance decides, by name."""
     path = os.path.join(folder, 'split.json')
     names = sorted(name for name in os.listdir(os.path.join(folder, str(CELEBA_SIZES[0]))) if not name.startswith('.'))

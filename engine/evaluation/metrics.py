@@ -23,7 +23,7 @@ def shaved(img, dataset=None, scale=1):
 
 
 def luma(img):
-    """BT.601 luma of RGB (B, 3, H, W) in [0, 1], in [16/255, 235/255]; one channel is returned as it is."""
+    """BT.601 luma of RGB (B, 3, H, W) in [0, 1], in [16/255, 235/255]; one channel is returned unchanged."""
     if img.shape[1] == 1:
         return img
     return (img * img.new_tensor(LUMA).view(1, 3, 1, 1) / 256).sum(dim=1, keepdim=True) + 16 / 255  # (B, 1, H, W)

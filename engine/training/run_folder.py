@@ -152,7 +152,7 @@ class RunFolder:
             self.saved = time.monotonic()
 
     def save_is_due(self, minutes):
-        """Whether the last save is so many minutes ago; None: never due."""
+        """Whether the last save was at least `minutes` ago; None: never due."""
         return self.is_main and minutes is not None and time.monotonic() - self.saved >= 60 * minutes
 
     # Curves and images for TensorBoard.
