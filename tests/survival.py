@@ -32,7 +32,8 @@ EVENTS = ('step', 'fsync', 'replace', 'validate', 'log')
 POLITE = (signal.SIGTERM, signal.SIGINT)
 
 processes = multiprocessing.get_context('forkserver')
-processes.set_forkserver_preload(['tests.survival'])
+# A training step imports torch._dynamo, which takes a second: once for all runs.
+processes.set_forkserver_preload(['tests.survival', 'torch._dynamo', 'tensorboardX'])
 
 
 # Tiny runs.
