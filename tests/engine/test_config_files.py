@@ -10,7 +10,6 @@ import re
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 import datasets
@@ -19,10 +18,11 @@ from datasets.batch import unpack
 from datasets.loader import make_loader
 from engine.config import load_config, read_yaml
 from engine.evaluation.evaluate import eval_psnr
+from engine.optim import learning_rate
 from engine.schema import KINDS, REGISTRIES, REQUIRED, generated, keys_of, parameters_of
-from engine.optim import make_optimizer
+from engine.training import loop
+from engine.training.state import State
 from tests.common import ROOT
-from utils import make_coord, normalize
 
 
 FILES = sorted(os.path.relpath(path, os.path.join(ROOT, 'configs'))
@@ -32,6 +32,7 @@ TRAIN = [name for name in FILES if not name.startswith('test/')]
 TEST = [name for name in FILES if name.startswith('test/')]
 DIV2K = [name for name in TRAIN if name.startswith('train-div2k')]
 PHOTOS = 'configs/budget/photos.json'
+CPU = torch.device('cpu')
 
 
 def config_path(name):
@@ -181,31 +182,18 @@ def small(name, load, **values):
 @pytest.mark.parametrize('name', TRAIN)
 def test_trains_two_steps_at_its_real_depth(name, load):
     config = load_config(config_path(name), small(name, load, inp_size=8, sample_q=32, batch_size=2))
-    norm = config['data_norm']
+    loader = loop.open_data(config, 'train_dataset', CPU, workers=0)
     torch.manual_seed(0)
-    model = models.make(config['model'])
-    optimizer = make_optimizer(model.parameters(), config['optimizer'])
-    before = copy.deepcopy(model.state_dict())
-    for section in ('train_dataset', 'val_dataset'):
-        train = section == 'train_dataset'
-        images = datasets.make(config[section]['dataset'])
-        wrapper = datasets.make(config[section]['wrapper'], args={'dataset': images})
-        loader = make_loader(wrapper, config[section]['batch_size'], config['seed'], train, num_workers=0)
-        for batch in itertools.islice(loader, 2 if train else 1):
-            batch = unpack(batch, 'cpu')
-            coord = batch['coord']
-            if coord is None:
-                coord = make_coord(batch['size'][0].tolist()).expand(2, -1, 2)
-            with torch.set_grad_enabled(train):
-                rgb = model(normalize(batch['inp'], norm['inp'], 1), coord, batch['cell'].expand_as(coord))
-                loss = F.l1_loss(rgb, normalize(batch['gt'], norm['gt'], -1))
-            assert rgb.shape == batch['gt'].shape and math.isfinite(loss.item())
-            if train:
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-    moved = [key for key, value in model.state_dict().items() if not torch.equal(value, before[key])]
-    assert {key for key, p in model.named_parameters() if p.requires_grad} == set(moved)
+    state = State(config, CPU, len(loader.batch_sampler))
+    before = copy.deepcopy(state.model.state_dict())
+    for step, batch in enumerate(itertools.islice(loader, 2)):
+        rate = learning_rate(config, 1, step, state.steps)
+        assert math.isfinite(loop.train_step(state.model, state, unpack(batch, CPU), rate)[0])
+    moved = [key for key, value in state.model.state_dict().items() if not torch.equal(value, before[key])]
+    assert {key for key, p in state.model.named_parameters() if p.requires_grad} == set(moved)
+    batch = unpack(next(iter(loop.open_data(config, 'val_dataset', CPU, workers=0))), CPU)
+    with torch.no_grad():
+        assert math.isfinite(loop.batch_loss(state.model.eval(), config, batch))
 
 
 # PSNR of bicubic on the tiny images, by the metric of the set.

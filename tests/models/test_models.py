@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import models
+from engine.optim import make_optimizer
 from tests.common import error, fill_model, golden, small_model, small_spec
 from utils import UserError
 
@@ -127,7 +128,7 @@ def test_published_optimizer_state_loads():
              for i, p in enumerate(parameters) if p.requires_grad}
     group = {'lr': 5e-5, 'betas': (0.9, 0.999), 'eps': 1e-8, 'weight_decay': 0, 'amsgrad': False,
              'params': list(range(len(parameters)))}
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    optimizer = make_optimizer(model.parameters(), {'name': 'adam', 'args': {'lr': 1e-4}})
     optimizer.load_state_dict({'state': state, 'param_groups': [group]})
     model(torch.zeros(1, 3, 4, 4), torch.zeros(1, 2, 2), torch.ones(1, 2, 2)).sum().backward()
     optimizer.step()

@@ -1,11 +1,11 @@
-"""The training step, the schedules, the run folder, devices: small things, in this process."""
+"""The training step, the schedules, what may be resumed, and a small run from its config to its PSNR."""
 import copy
 import itertools
 import logging
 import math
 import os
+import random
 import re
-import signal
 import sys
 import types
 
@@ -17,15 +17,14 @@ from PIL import Image
 import test
 import train_liif
 from datasets.batch import unpack
-from engine import runtime
 from engine.checkpoint import load_checkpoint, load_model
 from engine.config import load_config
 from engine.optim import learning_rate, make_optimizer
 from engine.training import loop, monitor
-from engine.training.run_folder import RunFolder, folder_name
 from engine.training.state import State, check_resumable, compare
 from tests.common import ROOT
 from tests.survival import make_images, tiny_config, write_config
+from tests.training.test_run_folder import read_events
 from utils import UserError
 
 
@@ -148,6 +147,14 @@ def test_wrong_optimizers(spec, words):
         make_optimizer([torch.nn.Parameter(torch.zeros(1))], spec)
 
 
+def test_a_processes_generators_follow_from_the_key():
+    found = []
+    for key in ((1, 2, 3, 0), (1, 2, 3, 0), (1, 2, 3, 1), (1, 2, 4, 0)):
+        loop.seed_globals(*key)
+        found.append((random.random(), np.random.rand(), torch.rand(1).item()))
+    assert found[0] == found[1] and len({*found}) == 3
+
+
 # The schedule.
 
 def schedule(epochs, count, **config):
@@ -235,140 +242,6 @@ def test_an_optimizer_state_of_another_model_is_refused(config, optimizer):
             State(config, CPU, 3, saved)
 
 
-# The run folder.
-
-def test_names_of_run_folders():
-    assert folder_name('configs/a/train_x.yaml') == os.path.join('save', '_train_x')
-    assert folder_name('x.yaml', None, 'b') == os.path.join('save', '_x_b')
-    assert folder_name('x.yaml', 'n', 'b') == os.path.join('save', 'n_b')
-    for name in ('', '..', 'a/b', '../a', '/tmp'):
-        with pytest.raises(UserError, match='--name'):
-            folder_name('x.yaml', name)
-
-
-def test_nothing_is_written_or_deleted_before_training_begins(tmp_path):
-    path = tmp_path / 'run'
-    folder = RunFolder(str(path))
-    log.info('early')
-    assert not path.exists()
-    folder.begin({'seed': 0})
-    log.info('late')
-    assert (path / 'log.txt').read_text().splitlines()[0] == 'early' and (path / 'config.yaml').exists()
-    with pytest.raises(UserError, match='--resume'):
-        RunFolder(str(path))
-    again = RunFolder(str(path), overwrite=True)
-    log.info('early')
-    assert 'late' in (path / 'log.txt').read_text()
-    again.begin({'seed': 0})
-    assert 'late' not in (path / 'log.txt').read_text()
-
-
-def test_without_tensorboardx_training_goes_on_and_says_so(tmp_path, monkeypatch, capsys):
-    for name in [name for name in sys.modules if name.split('.')[0] == 'tensorboardX'] + ['tensorboardX']:
-        monkeypatch.setitem(sys.modules, name, None)
-    folder = RunFolder(str(tmp_path / 'run'))
-    folder.begin({})
-    folder.open_curves(0)
-    folder.scalars({'loss': 1.0}, 0)
-    assert 'tensorboardX is not installed' in capsys.readouterr().out
-
-
-def read_events(run):
-    event_pb2 = pytest.importorskip('tensorboardX.proto.event_pb2')
-    path, = (run / 'tensorboard').iterdir()
-    data, events = path.read_bytes(), []
-    while data:
-        size = int.from_bytes(data[:8], 'little')
-        events.append(event_pb2.Event.FromString(data[12:12 + size]))
-        data = data[16 + size:]
-    return events
-
-
-def test_curves_can_be_read_back(tmp_path):
-    folder = RunFolder(str(tmp_path / 'run'))
-    folder.begin({})
-    folder.open_curves(7)
-    folder.scalars({'loss/train': 0.25}, 8)
-    folder.images({'val/0/input': torch.rand(3, 5, 6)}, 8)
-    events = read_events(tmp_path / 'run')
-    assert events[0].file_version and events[1].session_log.status == 1  # a start
-    assert events[1].step == 7 and events[2].summary.value[0].simple_value == 0.25
-    assert (events[3].summary.value[0].image.height, events[3].summary.value[0].image.width) == (5, 6)
-
-
-# Devices, programs, signals.
-
-@pytest.mark.parametrize('count, gpu, wanted', [
-    (0, 'cpu', 'cpu'), (2, 'cpu', 'cpu'), (2, '1', 'cuda:1'), (2, None, 'cuda:0'), (0, None, 'cpu'),
-    (0, '0', UserError), (2, '2', UserError), (2, '-1', UserError), (2, 'a', UserError), (2, '', UserError),
-    (2, '0,0', UserError), (2, '0,cpu', UserError), (2, '0,1', UserError)])
-def test_devices(monkeypatch, capsys, count, gpu, wanted):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: count > 0)
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: count)
-    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
-    current = []
-    monkeypatch.setattr(torch.cuda, 'set_device', current.append)
-    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '5,7')
-    if wanted is UserError:
-        with pytest.raises(UserError) as caught:
-            runtime.select_device(gpu)
-        assert '\n' not in str(caught.value)
-    else:
-        runtime.say_once.cache_clear()
-        assert {str(runtime.select_device(gpu)) for _ in range(3)} == {wanted}
-        assert capsys.readouterr().err.count('no CUDA GPU found') == (gpu is None and count == 0)
-        assert list(map(str, current)) == [wanted] * (3 * (wanted != 'cpu'))
-    assert os.environ['CUDA_VISIBLE_DEVICES'] == '5,7'
-
-
-def test_processes_take_a_device_each(monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
-    monkeypatch.setattr(torch.cuda, 'set_device', lambda device: None)
-    monkeypatch.setenv('LOCAL_RANK', '1')
-    monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
-    assert str(runtime.select_device(None)) == 'cuda:1'
-    assert str(runtime.select_device('0,3')) == 'cuda:3'
-    with pytest.raises(UserError, match='2 processes would share it'):
-        runtime.select_device('3')
-
-
-def test_programs_end_in_one_line_or_with_a_traceback(capsys):
-    def ends(error):
-        def main():
-            raise error
-        with pytest.raises(SystemExit) as caught:
-            runtime.run_program(main)
-        return caught.value.code, capsys.readouterr().err
-    assert ends(UserError('what to do')) == (2, 'error: what to do\n')
-    code, text = ends(OSError(28, 'No space left on device', 'out.png'))
-    assert code == 2 and text.startswith('error: out.png cannot be written') and text.count('\n') == 1
-    assert ends(SystemExit(143))[0] == 143
-    assert ends(KeyboardInterrupt())[0] == 130
-    with pytest.raises(KeyError):
-        ends(KeyError('a bug'))
-
-
-def test_signals_are_remembered_and_a_second_key_press_is_obeyed():
-    with runtime.StopSignals() as stop:
-        assert not stop.asked()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.asked()
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            signal.sigtimedwait([], 0)
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-
-
-def test_a_processes_generators_follow_from_the_key():
-    import random
-    found = []
-    for key in ((1, 2, 3, 0), (1, 2, 3, 0), (1, 2, 3, 1), (1, 2, 4, 0)):
-        loop.seed_globals(*key)
-        found.append((random.random(), np.random.rand(), torch.rand(1).item()))
-    assert found[0] == found[1] and len({*found}) == 3
-
-
 # From a config to a number.
 
 def test_what_is_trained_here_measures_the_same_through_test_py(tmp_path, monkeypatch, capsys):
@@ -434,12 +307,15 @@ def test_a_loader_that_keeps_the_model_waiting_is_named(config, monkeypatch, cap
 
 
 def test_reliability_md_names_tests_that_exist():
+    """Each in the file of its letter."""
     with open(os.path.join(ROOT, 'docs', 'reliability.md')) as f:
-        named = set(re.findall(r'`(test_\w+)`', f.read()))
-    found = set()
-    for room in ('training', 'engine', 'evaluation'):
-        for name in os.listdir(os.path.join(ROOT, 'tests', room)):
-            if name.endswith('.py'):
-                with open(os.path.join(ROOT, 'tests', room, name)) as f:
-                    found |= set(re.findall(r'^def (test_\w+)', f.read(), re.M))
-    assert len(named) > 40 and not named - found
+        text = f.read()
+    files = {'': 'tests/training/test_resume.py'}
+    files.update(re.findall(r'\b([A-Z])\s+in\s+`(tests/\w+/test_\w+\.py)`', text))
+    named = [(files[letter], name) for letter, names in re.findall(r'(?:\b([A-Z]): )?((?:`test_\w+`(?:, )?)+)', text)
+             for name in re.findall(r'test_\w+', names)]
+    texts = {}
+    for path in files.values():
+        with open(os.path.join(ROOT, path)) as f:
+            texts[path] = f.read()
+    assert len(named) > 40 and [name for path, name in named if f'\ndef {name}(' not in texts[path]] == []
