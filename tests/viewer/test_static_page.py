@@ -50,11 +50,26 @@ def published(folder, model, pixels, runtime):
         patch.setattr(static, 'SAMPLE', str(folder / 'photo.png'))
         files = static.page_files(model, export_onnx.web_graphs(model, PUBLISHED_NORM), runtime)
     static.write_folder(folder / 'web', files)
-    handler = type('Files', (http.server.SimpleHTTPRequestHandler,), {'log_message': lambda *args: None})
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(handler, directory=folder / 'web'))
+    with file_server(folder / 'web') as port:
+        yield port, folder / 'web'
+
+
+@contextlib.contextmanager
+def file_server(folder, headers=()):
+    """The port of a server of the files in a folder, which sends {name: value} with each."""
+    class Files(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+        def end_headers(self):
+            for header in dict(headers).items():
+                self.send_header(*header)
+            super().end_headers()
+
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Files, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield server.server_address[1], folder / 'web'
+        yield server.server_address[1]
     finally:
         server.shutdown()
         server.server_close()
@@ -179,6 +194,25 @@ def test_it_opens_again_without_a_network_and_with_threads(page):
     page.finished()
     assert page.page.evaluate('crossOriginIsolated') is True  # sw.js does
     assert shows_liif(page)
+
+
+THREADS = """async () => (await import(new URL('ort/ort.wasm.min.mjs', location.href).href)).env.wasm.numThreads"""
+ISOLATED = {'Cross-Origin-Opener-Policy': 'same-origin', 'Cross-Origin-Embedder-Policy': 'require-corp'}
+
+
+@pytest.mark.parametrize('headers', [ISOLATED, {}], ids=['isolated', 'not isolated'])
+def test_threads_where_the_host_sends_the_headers(chromium, small, headers):  # noqa: F811
+    with file_server(small[1], headers) as port:
+        page = Page(chromium, port)
+        worker = next(w for w in page.page.workers if w.url.endswith('/worker.js'))
+        cores = page.page.evaluate('navigator.hardwareConcurrency')
+        assert page.page.evaluate('crossOriginIsolated') is bool(headers)
+        assert worker.evaluate(THREADS) == (min(8, cores) if headers else 1)
+        running = [w for w in page.page.workers if w.url.endswith('/ort-wasm-simd-threaded.mjs')]
+        assert bool(running) == (bool(headers) and cores > 1)
+        assert shows_liif(page)
+        page.context.close()
+        assert not page.problems
 
 
 def test_without_webgl2_it_says_so(chromium, small):  # noqa: F811

@@ -17,7 +17,8 @@ function call(name, value, signal) {
     worker.postMessage({id, name, value});
   });
 }
-function answered({data: {id, found, error}}) {
+function answered({data: {id, found, error, device}}) {
+  if (device) return dispatchEvent(new CustomEvent('fallback', {detail: {...facts, device}}));
   const {done, failed} = calls.get(id) || {};
   calls.delete(id);
   if (error) failed?.(new Error(error)); else done?.(found);

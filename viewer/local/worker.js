@@ -113,7 +113,7 @@ async function load() {
   return {sessions, Tensor: ort.Tensor};
 }
 
-// What a graph gives for {name: [numbers, ...shape]}. A GPU that fails is replaced by the CPU.
+// What a graph gives for {name: [numbers, ...shape]}. The CPU replaces a GPU that fails; the page says so.
 async function run(name, inputs) {
   try {
     const {sessions, Tensor} = await engine, tensors = {};
@@ -122,8 +122,9 @@ async function run(name, inputs) {
     return await out.getData();
   } catch (error) {
     if (device === 'wasm') throw error;
-    console.warn(error.message);
+    console.warn(error?.message ?? error);
     device = 'wasm';
+    postMessage({device});
     engine = load();
     return run(name, inputs);
   }
@@ -136,7 +137,7 @@ onmessage = ({data: {id, name, value}}) => {
       const [found, moved] = await tasks[name](value, id);
       postMessage({id, found}, moved || []);
     } catch (error) {
-      postMessage({id, error: error.message});
+      postMessage({id, error: error?.message || String(error)});  // onnxruntime rejects with other values, too
     }
   };
   if (name === 'tile') queue = queue.then(work); else work();

@@ -391,6 +391,15 @@ async function upload(file) {
     if (other) say(`the weights ${other} suit this kind of file`, 3000);
   } catch (error) { say(''); toast(error.message); }
 }
+function tellDevice({kind, precision, device}) {
+  const name = {cpu: 'the CPU', cuda: 'a GPU', mps: "Apple's GPU", webgpu: 'the GPU (WebGPU)',
+    wasm: 'the CPU (WebAssembly)'}[device];
+  $('about').textContent = `${kind} in ${precision} on ${name}`;
+}
+addEventListener('fallback', ({detail}) => {  // of engine.js
+  tellDevice(detail);
+  toast('WebGPU failed in this browser, so the CPU computes.');
+});
 async function pickModel(name) {
   say('loading the model');
   try {
@@ -400,9 +409,7 @@ async function pickModel(name) {
       remember();
       return location.reload();
     }
-    const device = {cpu: 'the CPU', cuda: 'a GPU', mps: "Apple's GPU", webgpu: 'the GPU (WebGPU)',
-      wasm: 'the CPU (WebAssembly)'}[found.device];
-    $('about').textContent = `${found.kind} in ${found.precision} on ${device}`;
+    tellDevice(found);
     $('model').value = name;
     say('');
     if (!picture) return;
