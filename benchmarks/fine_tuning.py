@@ -3,7 +3,7 @@
     python benchmarks/fine_tuning.py [--images load/photos] [--rates 1e-4 3e-5 1e-5]
 
 All runs see the same crops, and are measured on the photographs of the list `valid` in configs/budget/photos.json.
-Writes benchmarks/results/fine-tuning.json (adding to other rates there) and the table in docs/budget.md.
+Writes benchmarks/results/fine_tuning.json (rates measured before stay there) and the table in docs/budget.md.
 """
 import json
 import os
@@ -13,17 +13,12 @@ import sys
 
 import _path
 
-import torch
-
-from benchmarks.run import machine
+from benchmarks.common import publish, read
 from engine import ROOT
 from engine.evaluation.tables import markdown
 from engine.runtime import Parser, run_program
-from utils import UserError, atomic_write, replace_between
+from utils import UserError
 
-MARKERS = '<!-- benchmarks/fine_tuning.py writes from here -->', '<!-- to here -->'
-RESULTS = os.path.join(ROOT, 'benchmarks', 'results', 'fine-tuning.json')
-COMMAND = 'python benchmarks/fine_tuning.py'
 # Fewer and smaller steps than the config's: 125 of 4 crops and 512 queries instead of 500 of 8 crops and 1024.
 CHANGES = {'train_dataset.dataset.args.repeat': 10, 'train_dataset.wrapper.args.sample_q': 512,
            'train_dataset.batch_size': 4, 'epoch_max': 5, 'epoch_val': 5,
@@ -44,14 +39,11 @@ def main(argv=None):
         lists = json.load(f)
     with open(split, 'w') as f:
         json.dump({'ten': ten_unseen(os.path.join(images, 'train'), lists['train']), 'valid': lists['valid']}, f)
-    rows = {row['rate']: row for row in read()}
+    rows = {row['rate']: row for row in read('fine_tuning').get('rows', [])}
     for rate in args.rates:
         rows[rate] = {'rate': rate, 'psnr': train(rate, images, split, args.output)}
-        with atomic_write(RESULTS, 'w') as f:
-            json.dump({'command': COMMAND, 'machine': machine(torch.device('cpu')), 'changes': CHANGES,
-                       'rows': sorted(rows.values(), key=lambda row: -float(row['rate']))}, f, indent=1)
-        print(f'{rate}: {rows[rate]["psnr"]}', flush=True)
-    replace_between(os.path.join(ROOT, 'docs', 'budget.md'), table(read()), MARKERS)
+        found = sorted(rows.values(), key=lambda row: -float(row['rate']))
+        publish('fine_tuning', 'budget.md', table(found), changes=CHANGES, rows=found)
 
 
 def ten_unseen(folder, seen):
@@ -61,8 +53,8 @@ def ten_unseen(folder, seen):
     known = {photograph(name) for name in seen}
     found = [name for name in sorted(os.listdir(folder)) if name.endswith('_1_1.png') and photograph(name) not in known]
     if len(found) < 10:
-        raise UserError(f'{folder} holds {len(found)} photographs that the weights have not seen, expected 10 or more: '
-                        f'python scripts/prepare_data.py photos makes it')
+        raise UserError(f'{folder}: found {len(found)} photographs that the weights have not seen, expected at least 10: '
+                        f'python scripts/prepare_data.py photos')
     return found[::len(found) // 10][:10]
 
 
@@ -77,15 +69,7 @@ def train(rate, images, split, output):
                     *(part for key, value in changes.items() for part in ('--set', f'{key}={value}'))],
                    cwd=output, check=True)
     with open(os.path.join(output, 'save', rate, 'log.txt'), encoding='utf-8') as f:
-        return {int(epoch or 0) * 25: float(psnr or before) for epoch, psnr, before in PSNR.findall(f.read())}
-
-
-def read():
-    """The rows measured before."""
-    if not os.path.exists(RESULTS):
-        return []
-    with open(RESULTS) as f:
-        return json.load(f)['rows']
+        return {str(int(epoch or 0) * 25): float(psnr or before) for epoch, psnr, before in PSNR.findall(f.read())}
 
 
 def table(rows):

@@ -81,12 +81,13 @@ END
 
 cd "$root"
 step tests env LIIF_TEST_DEVICE="$device" "$python" -m pytest -q tests/test_gpu.py
-sections=(decode train data memory precision)
-[ -z "$quick" ] || sections=(decode,train,data,memory,precision)
+sections=(decode train data memory lattice)
+[ -z "$quick" ] || sections=(decode,train,data,memory,lattice)
 for section in "${sections[@]}"; do
   step "measure-$section" "$python" benchmarks/run.py --device "$device" --output "$output/speed.json" --only $section \
-    --model "$root/weights/$(cat weights/default.txt)/model.pth" ${quick:+--quick}
+    ${quick:+--quick}
 done
+step precision "$python" benchmarks/accuracy.py --only precision --device "$device" --sets valid="$valid" --output "$output"
 if [ "$device" = cpu ] || [ "$gpus" -gt 1 ]; then
   step ranks ranks
 else
@@ -94,4 +95,4 @@ else
 fi
 step training training gpu-20min --gpu $one
 tail -n 3 "$output/save/gpu-20min/log.txt"
-echo "== all is in $output: speed.json, *.log, save/gpu-20min"
+echo "== all is in $output: speed.json, precision.json, *.log, save/gpu-20min"

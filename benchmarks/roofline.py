@@ -5,18 +5,14 @@
 For EDSR-baseline-LIIF at the paper's sizes; docs/scaling.md explains the counts. Nothing is measured. Writes
 benchmarks/results/roofline.json and the tables in docs/scaling.md.
 """
-import json
-import os
 from typing import NamedTuple
 
-import _path  # noqa: F401
+import _path
 
-from engine import ROOT
+from benchmarks.common import publish
 from engine.evaluation.tables import markdown
 from engine.runtime import Parser, run_program
-from utils import atomic_write, replace_between
 
-MARKERS = '<!-- benchmarks/roofline.py writes from here -->', '<!-- to here -->'
 FEATURES, WIDTH, HIDDEN, CORNERS = 64, 256, 3, 4  # of the encoder; of the decoder's layers; WIDTH x WIDTH layers
 BLOCKS = 16  # of the encoder, two convolutions each
 NODES, TAPS = 13, 8  # of the lattice with g = 6: per code and axis; read per output pixel and axis
@@ -150,11 +146,7 @@ def tables(found):
 def main(argv=None):
     Parser(__doc__).parse_args(argv)
     found = list(rows())
-    with atomic_write(os.path.join(ROOT, 'benchmarks', 'results', 'roofline.json'), 'w') as f:
-        json.dump({'command': 'python benchmarks/roofline.py', 'gpus': [gpu._asdict() for gpu in GPUS], 'rows': found},
-                  f, indent=1)
-    replace_between(os.path.join(ROOT, 'docs', 'scaling.md'), tables(found), MARKERS)
-    print(tables(found))
+    publish('roofline', 'scaling.md', tables(found), gpus=[gpu._asdict() for gpu in GPUS], rows=found)
 
 
 if __name__ == '__main__':

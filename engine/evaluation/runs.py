@@ -52,7 +52,7 @@ def split_label(text):
     if '=' in text and not os.path.exists(text):
         label, path = text.split('=', 1)
         return label.strip() or path, path
-    folder, name = os.path.split(os.path.splitext(text)[0] if text.endswith('.pth') else text)
+    folder, name = os.path.split(text.removesuffix('.pth'))
     parent = os.path.basename(folder).lstrip('_')
     if name in ('epoch-last', 'model') and parent:
         return parent, text
@@ -73,17 +73,15 @@ def open_model(text, device, ema=False):
         spec = choose_weights(checkpoint, path, ema)
         model = build_model(spec, path)
     model = model.to(device, memory_format=torch.channels_last).eval()
-    args = spec.get('args') or {}
     check_channels(model, device, path)
-    scale = None
+    args, scale = spec.get('args') or {}, None
     if getattr(model, 'imnet', model) is None:  # its encoder up-samples
         scale = args['encoder_spec'].get('args', {}).get('scale', 2)
-    trained = (checkpoint.get('config') or {}).get('train_dataset')
-    file = path.removeprefix(ROOT + os.sep)  # results name no folder of this machine
-    about = {'label': label, 'file': file, 'sha256': hashlib.sha256(data).hexdigest(), 'ema': ema,
+    trained = (checkpoint.get('config') or {}).get('train_dataset') or {}
+    about = {'label': label, 'file': path.removeprefix(ROOT + os.sep),  # results name no folder of this machine
+             'sha256': hashlib.sha256(data).hexdigest(), 'ema': ema,
              'spec': {'name': spec['name'], 'args': args}, 'epoch': checkpoint.get('epoch'),
-             'parameters': sum(p.numel() for p in model.parameters()),
-             'trained_with': trained and trained['wrapper']}
+             'parameters': sum(p.numel() for p in model.parameters()), 'trained_with': trained.get('wrapper')}
     return Candidate(model, checkpoint.get('data_norm'), scale, about)
 
 
@@ -105,8 +103,8 @@ def check_norm(candidate, data_norm):
     """UserError when the checkpoint was trained with another normalization than the test config has."""
     trained, tested = candidate.norm, data_norm or IDENTITY_NORM
     if trained is not None and norm_text(trained, 3) != norm_text(tested, 3):
-        raise UserError(f'{candidate.about["file"]} was trained with data_norm {norm_text(trained)}, the test has '
-                        f'{norm_text(tested)}: use a test config with the same data_norm')
+        raise UserError(f'the test has data_norm {norm_text(tested)}, expected that of {candidate.about["file"]}, '
+                        f'{norm_text(trained)}: use a test config with the same data_norm')
 
 
 def norm_text(norm, channels=1):
@@ -147,19 +145,17 @@ def measure_case(candidate, config, data, device, options=Options(), workers=Non
     check_batches(data, batch_size)
     loader = make_loader(data, batch_size, seed=config['seed'], train=False, num_workers=workers,
                          device_type=device.type)
-    metrics = {'ssim': calc_ssim if options.ssim else None, 'lpips': options.lpips}
+    metrics = {**({'ssim': calc_ssim} if options.ssim else {}), **({'lpips': options.lpips} if options.lpips else {})}
     measured = measure(loader, make_predict(candidate.model, config, precision, options), device, config['eval_type'])
     with closing_workers([loader], 'start again'):
         for part in tqdm(measured, candidate.about['label'], len(loader), leave=False, disable=None):
             row = {'image': part.names, 'count': part.count, 'psnr': part.psnr, 'seconds': part.seconds}
             if math.isnan(part.psnr):
-                raise UserError(f'{part.names}: the model gives NaN' + ('' if precision == 'float32' else
-                                f' in {precision}: use --precision float32'))
+                raise UserError(f'{part.names}: the model gives NaN in {precision}, expected numbers: ' + (
+                    'use another checkpoint' if precision == 'float32' else 'measure in float32'))
             for name, function in metrics.items():
-                if function:
-                    size = image_size(part.batch)
-                    row[name] = function(to_images(part.pred, size), to_images(part.batch['gt'], size), dataset,
-                                         scale).item()
+                images = (to_images(rgb, image_size(part.batch)) for rgb in (part.pred, part.batch['gt']))
+                row[name] = function(*images, dataset, scale).item()
             yield row
 
 
@@ -176,8 +172,8 @@ def make_predict(model, config, precision, options):
         check_eval_scale(batch, config['eval_type'])
         whole = batch['coord'] is None or config['eval_type'] is not None
         if not whole and (renderer or options.ssim or options.lpips):
-            raise UserError('its queries are random pixels (sample_q), not an image: leave out --self-ensemble, '
-                            '--tile, --decode, --ssim and --lpips')
+            raise UserError('found queries of random pixels (sample_q), expected those of whole images, which '
+                            'self-ensemble, tiles, lattice decoding, SSIM and LPIPS need: measure PSNR alone')
         if renderer is None:
             return direct(batch)
         images = [renderer.open(img).render(image_size(batch)) for img in batch['inp']]
@@ -193,8 +189,8 @@ def check_eval_scale(batch, eval_type):
     expected = float(eval_type.split('-')[1])
     found = [whole / part for whole, part in zip(batch['size'][0].tolist(), batch['inp'].shape[-2:])]
     if all(abs(f - expected) > 0.1 + 0.1 * expected for f in found):
-        raise UserError(f'the ground truth is {found[0]:.3g} times as large as the input, but eval_type is '
-                        f'{eval_type}: name the low-resolution images of that scale, or correct eval_type')
+        raise UserError(f'found a ground truth {found[0]:.3g} times as large as the input, expected {expected:g} times by '
+                        f'eval_type {eval_type}: name the low-resolution images of that scale, or correct eval_type')
 
 
 def mean_of(rows, key='psnr'):
@@ -306,15 +302,9 @@ def read_run(path):
 
 def write_json(path, value):
     """Write strict JSON: infinite PSNR becomes text, which float() takes back."""
-    def strict(value):
-        if isinstance(value, dict):
-            return {key: strict(v) for key, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [strict(v) for v in value]
-        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    strict = json.loads(json.dumps(value), parse_constant=str)
     with atomic_write(path, 'w', encoding='utf-8') as f:
-        json.dump(strict(value), f, indent=1, allow_nan=False)
-        f.write('\n')
+        f.write(json.dumps(strict, indent=1, allow_nan=False) + '\n')
 
 
 def digest(value):

@@ -12,13 +12,19 @@ from datasets.wrappers import Wrapper
 from engine import ROOT
 from engine.checkpoint import PUBLISHED_NORM
 from engine.config import load_config, read_yaml
-from utils import Integer, UserError
+from utils import Integer, OneOf, Text, UserError, ValueType
 
 
 SUITES = os.path.join(ROOT, 'configs', 'suites')
 FROM_HR = 'from-hr'
 METRICS = ('benchmark', 'div2k', 'rgb')
-CROP = Integer(64, 2 ** 16)
+STEPS = ValueType(f'a mapping with some of {", ".join(FIXED)}', lambda v: isinstance(v, dict), {})
+KEYS = {  # of an entry, and what they may be
+    'data': Text(), 'config': Text(), 'hr': Text(), 'split_file': Text(), 'split_key': Text(),
+    'scales': ValueType('a list of scales', lambda v: isinstance(v, list) and v != [], {}),
+    'metric': OneOf(*METRICS), 'crop': Integer(64, 2 ** 16),
+    'degradations': ValueType('a mapping from names to what is done, such as JPEG 75: {quality: 75}',
+                              lambda v: isinstance(v, dict) and v != {}, {})}
 
 
 class Case(NamedTuple):
@@ -74,84 +80,78 @@ def read_suite(name, scales=None, data_root=None):
     if name not in suite_names():
         path = where = name
         if not name.endswith(('.yaml', '.yml')):
-            raise UserError(f'suite {name!r} is not known; known: {", ".join(suite_names())}, or the path of a .yaml '
-                            f'file (docs/evaluation.md)')
+            raise UserError(f'found the suite {name!r}, expected one of {", ".join(suite_names())}, or the path of a '
+                            f'.yaml file (docs/evaluation.md)')
     suite = read_yaml(path)
-    if set(suite) not in ({'tests'}, {'suites'}) or not isinstance(next(iter(suite.values())), list) \
-            or not all(suite.values()):
+    entries = next(iter(suite.values())) if set(suite) in ({'tests'}, {'suites'}) else None
+    if not isinstance(entries, list) or not entries:
         raise UserError(f'{where}: found the keys {", ".join(suite) or "none"}, expected either tests: [...] or '
                         f'suites: [...]; configs/suites has examples')
+    tests = entries if 'tests' in suite else [
+        test for part in entries for test in read_yaml(os.path.join(SUITES, f'{part}.yaml'))['tests']]
     wanted = None if scales is None else [canonical_scale(scale) for scale in scales]
-    tests = suite.get('tests')
-    if tests is None:
-        tests = [test for part in suite['suites'] for test in read_yaml(os.path.join(SUITES, f'{part}.yaml'))['tests']]
     cases = [case for i, test in enumerate(tests) for case in read_test(test, f'{where}: tests.{i}', wanted, data_root)]
     unknown = set(wanted or ()) - {case.scale for case in cases}
     if unknown:
         listed = ', '.join(dict.fromkeys(str(scale) for test in tests for scale in test['scales']))
-        raise UserError(f'{where}: none of its tests has scale {", ".join(sorted(unknown))}: give some of {listed}, '
-                        f'or, for sets of images, any such as 2.7 or 2x3.5')
+        raise UserError(f'{where}: found scale {", ".join(sorted(unknown))}, which none of its tests has, expected some '
+                        f'of {listed}, or, for sets of images, any such as 2.7 or 2x3.5')
     return cases
 
 
 def read_test(test, where, wanted, data_root):
-    """The cases of one entry of a suite; one for each of its `degradations`, {name: arguments of `degrade`}, if any."""
-    if not isinstance(test, dict) or 'degradations' not in test:
-        yield from read_clean_test(test, where, wanted, data_root)
-        return
-    kinds = test['degradations']
-    if 'hr' not in test or not isinstance(kinds, dict) or not kinds:
-        raise UserError(f'{where}.degradations: found {str(kinds)[:80]}, expected a mapping from names to what is '
-                        f'done, such as JPEG 75: {{quality: 75}}, and hr: a folder')
-    clean = {key: value for key, value in test.items() if key != 'degradations'}
-    for name, steps in kinds.items():
-        for key, value in (steps.items() if isinstance(steps, dict) else [('', steps)]):
-            kind = FIXED.get(key)
-            if kind is None or not kind.accepts(value):
-                raise UserError(f'{where}.degradations.{name}{"." * bool(key)}{key}: found {str(value)[:80]}, expected '
-                                f'{kind.text if kind else "a mapping with some of " + ", ".join(FIXED)}')
-        for case in read_clean_test({**clean, 'data': f'{test["data"]}, {name}'}, where, wanted, data_root):
-            case.config['test_dataset']['wrapper']['args']['degradation'] = dict(steps)
-            yield case
-
-
-def read_clean_test(test, where, wanted, data_root):
-    """The cases of one entry of a suite, without degradations."""
-    keys = ({'data', 'scales', 'config'}, {'data', 'scales', 'hr', 'metric'},
-            {'data', 'scales', 'hr', 'metric', 'split_file', 'split_key'})
-    if not isinstance(test, dict) or set(test) - ({'crop'} if 'hr' in test else set()) not in keys \
-            or not isinstance(test['scales'], list) or not test['scales'] \
-            or not all(isinstance(test[key], str) for key in set(test) - {'scales', 'crop'}) \
-            or test.get('metric', 'rgb') not in METRICS:
-        raise UserError(f'{where}: found {str(test)[:80]}, expected data, scales: [...], and either config: a path '
-                        f'with {{scale}}, or hr: a folder and metric: {", ".join(METRICS)}, of which split_file and '
-                        f'split_key may name a part, and crop: N the middle NxN pixels')
-    crop = test.get('crop')
-    if 'crop' in test and not CROP.accepts(crop):
-        raise UserError(f'{where}.crop: found {str(crop)[:80]}, expected {CROP.text}')
+    """The cases of one entry of a suite, for each of its degradations, if any."""
+    check_test(test, where)
     listed = [canonical_scale(scale) for scale in test['scales']]
-    tasks = any('-' in scale for scale in listed)
-    for scale in listed if wanted is None else wanted:
-        if tasks and scale not in listed or not tasks and '-' in scale:
-            continue
-        if 'config' in test:
-            file = _config_file(test['config'], scale)
-            if scale in listed or os.path.exists(file):
-                config = load_config(file, kind='test', check_paths=False)
-            else:
-                first = load_config(_config_file(test['config'], listed[0]), kind='test', check_paths=False)
-                args = first['test_dataset']['dataset']['args']
-                metric = (first['eval_type'] or 'rgb').split('-')[0]
-                config = hr_config(args.get('root_path_2', args.get('root_path')), scale, metric, first['data_norm'])
-        else:
-            config = hr_config(test['hr'], scale, test['metric'], PUBLISHED_NORM)
-            if 'split_file' in test:
-                config['test_dataset']['dataset']['args'].update(split_file=_in_root(test['split_file']),
-                                                                 split_key=test['split_key'])
-            if crop is not None:
-                config['test_dataset']['wrapper']['args']['crop'] = crop
-        dataset, missing = locate(config['test_dataset']['dataset'], data_root)
-        yield Case(test['data'], scale, config, dataset, missing)
+    tasks = any('-' in scale for scale in listed)  # from one size of faces to another, as CelebA-HQ
+    for name, steps in test.get('degradations', {None: None}).items():
+        data = test['data'] if name is None else f'{test["data"]}, {name}'
+        for scale in listed if wanted is None else wanted:
+            if scale in listed or not tasks and '-' not in scale:
+                config = config_at(test, scale, listed)
+                if steps is not None:
+                    config['test_dataset']['wrapper']['args']['degradation'] = dict(steps)
+                yield Case(data, scale, config, *locate(config['test_dataset']['dataset'], data_root))
+
+
+def check_test(test, where):
+    """UserError unless an entry of a suite has keys that belong together, and values of their types."""
+    keys = set(test) if isinstance(test, dict) else set()
+    needed, optional = {'data', 'scales', 'hr', 'metric'}, {'crop', 'degradations', 'split_file', 'split_key'}
+    if 'config' in keys:
+        needed, optional = {'data', 'scales', 'config'}, set()
+    if not needed <= keys <= needed | optional or len(keys & {'split_file', 'split_key'}) == 1:
+        raise UserError(f'{where}: found {str(test)[:80]}, expected data, scales: [...], and either config: a path '
+                        f'with {{scale}}, or hr: a folder and metric: {", ".join(METRICS)}; with hr also split_file and '
+                        f'split_key, which name a part of it, crop and degradations')
+    found = {key: (value, KEYS[key]) for key, value in test.items()}
+    degradations = test.get('degradations')
+    for name, steps in degradations.items() if isinstance(degradations, dict) else ():
+        found[f'degradations.{name}'] = steps, STEPS
+        for key, value in steps.items() if isinstance(steps, dict) else ():
+            found[f'degradations.{name}.{key}'] = value, FIXED.get(key, STEPS)
+    for key, (value, kind) in found.items():
+        if not kind.accepts(value):
+            raise UserError(f'{where}.{key}: found {str(value)[:80]}, expected {kind.text}')
+
+
+def config_at(test, scale, listed):
+    """The test config of an entry at a scale, which need not be one of those `listed`."""
+    if 'hr' in test:
+        config = hr_config(test['hr'], scale, test['metric'], PUBLISHED_NORM)
+        if 'split_file' in test:
+            config['test_dataset']['dataset']['args'].update(split_file=_in_root(test['split_file']),
+                                                             split_key=test['split_key'])
+        if 'crop' in test:
+            config['test_dataset']['wrapper']['args']['crop'] = test['crop']
+        return config
+    file = _config_file(test['config'], scale)
+    if scale in listed or os.path.exists(file):
+        return load_config(file, kind='test', check_paths=False)
+    first = load_config(_config_file(test['config'], listed[0]), kind='test', check_paths=False)
+    args = first['test_dataset']['dataset']['args']
+    metric = (first['eval_type'] or 'rgb').split('-')[0]
+    return hr_config(args.get('root_path_2', args.get('root_path')), scale, metric, first['data_norm'])
 
 
 def _config_file(pattern, scale):

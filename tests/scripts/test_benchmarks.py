@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
 import utils
-from benchmarks import fine_tuning, lr_kernels, roofline, table, tf32, worker
+from benchmarks import accuracy, common, degraded, fine_tuning, lr_kernels, roofline, speed, table
 from engine.config import load_config
 from models import decode, lattice, textbook
 from tests.common import ROOT
@@ -51,8 +51,11 @@ def test_everything_for_a_machine_with_a_gpu(tmp_path):
     assert 'loss of one process' in done.stdout and 'passed' in (output / 'tests.log').read_text()
     assert (output / 'save' / 'gpu-20min' / 'epoch-last.pth').exists()
     assert_quick_results(json.loads((output / 'speed.json').read_text()), done.stdout)
+    rows = json.loads((output / 'precision.json').read_text())['rows']
+    assert table.accuracy_table(rows) in done.stdout and all(row['tf32']['distance'] > row['bf16']['distance'] > 40
+                                                             for row in rows)
     again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert again.returncode == 0 and again.stdout.count('done before') == 4
+    assert again.returncode == 0 and again.stdout.count('done before') == 5
     wrong = subprocess.run([*command[:2], str(output)], capture_output=True, text=True, env=environment)
     assert wrong.returncode == 2 and wrong.stderr.startswith('error: ') and wrong.stderr.count('\n') == 1
 
@@ -62,17 +65,16 @@ def assert_quick_results(results, printed):
         assert results[name]['quick'] and all(map(math.isfinite, numbers(results[name]))), name
     for case in results['decode']['result']['cases']:
         assert case['float32']['ratio'] > 0 and case['bf16']['share_of_product'] > 0
-    assert len(results['train']['result']['profile']['float32']) == 10
     assert table.report(results) in printed and 'nan' not in table.report(results)
     blocks = [block.strip().split('\n') for block in table.report(results).split('\n\n') if block.startswith('|')]
     assert len(blocks) == sum(map(len, table.TABLES.values()))
     assert all(len(lines) > 2 and len({line.count('|') for line in lines}) == 1 for lines in blocks)
-    del results['memory']
-    assert 'memory: not measured' in table.report(results)
+    memory = results.pop('memory')
+    assert 'peak memory beyond' not in table.report(results) and memory['result']['cases']
 
 
 def test_a_measurement_in_its_own_process():
-    found = worker.run('product', 'cpu', quick=True, keep=True, calls=2)
+    found = speed.measure_apart(what='product', kind='cpu', quick=True, keep=True, calls=2)
     assert len(found['seconds']) == 1 and found['seconds'][0] > 0 and found['flops'] > 1e6
 
 
@@ -82,8 +84,8 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out, name = function(*args, **(kwargs or {})), function.name().removeprefix('aten::').split('.')[0]
-        if name in tf32.FACTORS:
-            a, b = (args[i] for i in tf32.FACTORS[name])
+        if name in accuracy.FACTORS:
+            a, b = (args[i] for i in accuracy.FACTORS[name])
             self.count += 2 * out.numel() * (b[0].numel() if name == 'convolution' else a.shape[-1])
         return out
 
@@ -107,16 +109,16 @@ def test_the_roofline_counts_the_operations_that_are_computed(what, monkeypatch)
                 coord = utils.make_coord((n * scale,) * 2)[None]
                 textbook.query(model, feat, coord, cell.expand_as(coord))
     if what == 'encoder':
-        wanted = n ** 2 * roofline.encode_cost('float32').operations
+        expected = n ** 2 * roofline.encode_cost('float32').operations
     elif what == 'lattice':
         k, one = roofline.NODES, roofline.evaluation_cost('float32')
-        wanted = n ** 2 * (k ** 2 * (one.operations + roofline.spline_operations())
+        expected = n ** 2 * (k ** 2 * (one.operations + roofline.spline_operations())
                            + roofline.table_cost('float32').operations)
-        wanted += 2 * k * (k + 4) * k  # the splines' basis, once
+        expected += 2 * k * (k + 4) * k  # the splines' basis, once
         assert roofline.TAPS == 2 * lattice.TAPS
     else:
-        wanted = (n * scale) ** 2 * roofline.decode_cost(what, scale, 'float32').operations
-    assert found.count == round(wanted)
+        expected = (n * scale) ** 2 * roofline.decode_cost(what, scale, 'float32').operations
+    assert found.count == round(expected)
 
 
 def test_the_roofline_has_the_chunks_of_the_decoder(monkeypatch):
@@ -135,45 +137,44 @@ def test_a_bound_is_the_slower_of_products_and_memory():
 
 def test_tf32_keeps_ten_bits_of_factors_alone():
     exact = torch.tensor([1 + 2 ** -10, -3.5, 2 ** 100, 0.0])
-    assert torch.equal(tf32.rounded(exact), exact)
+    assert torch.equal(accuracy.rounded(exact), exact)
     half = torch.tensor([1 + 2 ** -11, -1 - 2 ** -11, 1 + 2 ** -11 - 2 ** -20])
-    assert tf32.rounded(half).tolist() == [1 + 2 ** -10, -1 - 2 ** -10, 1]  # ties away from zero
+    assert accuracy.rounded(half).tolist() == [1 + 2 ** -10, -1 - 2 ** -10, 1]  # ties away from zero
     torch.manual_seed(0)
     x, w, b = torch.randn(1, 5, 9, 9), torch.randn(4, 5, 3, 3), torch.randn(4)
     a, c = torch.randn(7, 6), torch.randn(6, 4)
-    with tf32.TF32():
+    with accuracy.TF32():
         found = torch.conv2d(x, w, b), torch.addmm(b, a, c), torch.nn.functional.linear(a, c.t(), b), a.mm(c), a + 0
-    short = [tf32.rounded(t) for t in (x, w, a, c)]
-    wanted = torch.conv2d(short[0], short[1], b), torch.addmm(b, short[2], short[3]), \
+    short = [accuracy.rounded(t) for t in (x, w, a, c)]
+    expected = torch.conv2d(short[0], short[1], b), torch.addmm(b, short[2], short[3]), \
         torch.addmm(b, short[2], short[3]), short[2].mm(short[3]), a
-    assert all(torch.equal(f, t) for f, t in zip(found, wanted))
+    assert all(torch.equal(f, t) for f, t in zip(found, expected))
 
 
 def test_your_images_are_trained_at_the_rate_that_did_not_get_worse():
     path = os.path.join(ROOT, 'configs', 'train-your-images.yaml')
     rate = load_config(path, check_paths=False)['optimizer']['args']['lr']
-    found = {float(row['rate']): row['psnr'] for row in fine_tuning.read()}
+    found = {float(row['rate']): row['psnr'] for row in common.read('fine_tuning')['rows']}
     gains = {rate: psnr[max(psnr, key=int)] - psnr['0'] for rate, psnr in found.items()}
     assert len(gains) >= 3 and gains[rate] == max(gains.values()) and gains[rate] > 0
 
 
 def test_pages_show_the_committed_results():
-    found = [json.loads(read('benchmarks', 'results', name)) for name in
-             sorted(os.listdir(os.path.join(ROOT, 'benchmarks', 'results'))) if name.endswith('.json')]
-    devices = [results for results in found if table.TABLES.keys() & results.keys()]
-    assert devices
-    for results in devices:
-        assert table.report(results) in read('docs', 'speed.md')
-    lattices = [results for results in found if 'truth' in results]
-    assert lattices
-    for results in lattices:
-        assert table.lattice_tables(results) in read('docs', 'speed.md')
-    assert lr_kernels.table(json.loads(read('benchmarks', 'results', 'lr_kernels.json'))['rows']) \
-        in read('docs', 'lr-kernels.md')
-    assert roofline.tables(list(roofline.rows())) in read('docs', 'scaling.md')
-    assert json.loads(read('benchmarks', 'results', 'roofline.json'))['rows'] == list(roofline.rows())
-    assert fine_tuning.table(fine_tuning.read()) in read('docs', 'budget.md')
-    assert tf32.table(json.loads(read('benchmarks', 'results', 'tf32.json'))['rows']) in read('docs', 'speed.md')
+    written = table.pages()
+    assert len(written) == 4 and all(text in read(page) and len(text) > 100 for page, _, text in written)
+    for name, page, module in (('lr_kernels', 'lr-kernels', lr_kernels), ('fine_tuning', 'budget', fine_tuning),
+                               ('degraded', 'photos', degraded)):
+        assert module.table(common.read(name)['rows']) in read('docs', f'{page}.md')
+    rows = list(roofline.rows())
+    assert roofline.tables(rows) in read('docs', 'scaling.md')
+    assert common.read('roofline')['rows'] == json.loads(json.dumps(common.rounded(rows)))
+
+
+def test_by_turns_leaves_the_first_round_out():
+    calls, clock = [], iter(range(100))
+    times = common.by_turns({'a': lambda: calls.append('a'), 'b': lambda: calls.append('b')}, 2, lambda: next(clock))
+    assert calls == list('ababab') and times == {'a': [1, 1], 'b': [1, 1]}
+    assert common.ratio([2, 6, 4], [1, 2, 4]) == 2
 
 
 def test_an_unknown_section_is_reported_in_one_line():
