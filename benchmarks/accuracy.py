@@ -4,9 +4,9 @@
     python benchmarks/accuracy.py --only lattice --sets Set5=load/benchmark/Set5/HR photos=load/photos/valid
     python benchmarks/accuracy.py --device cuda --output out  # writes into another folder, and no page
 
-PSNR (RGB) against the ground truth, and against the exact decode in float32, on the middle 128x128 pixels of the first 8
-images of each set. TF32 keeps 10 bits of the mantissa of the factors and adds in float32; on a CPU it is emulated: the
-factors of convolutions and matrix products are rounded to the nearest such number, ties away from zero. Writes
+PSNR (RGB) against the ground truth, and against the exact decode in float32, on the middle 128x128 pixels of the first
+8 images of each set. TF32 keeps 10 bits of the mantissa of the factors and adds in float32; on a CPU it is emulated:
+the factors of convolutions and matrix products are rounded to the nearest such number, ties away from zero. Writes
 benchmarks/results/precision.json, benchmarks/results/lattice.json and their tables in docs/speed.md.
 """
 import contextlib
@@ -74,9 +74,10 @@ def measure(exact, renderers, name, folder, scale):
     found = [compare(exact, renderers, hr, lr) for hr, (lr,) in
              image_pairs(folder, scale, ('pil',), FIRST) if min(lr.shape[1:]) >= 4]
     losses = {way: [psnr['exact'] - psnr[way] for psnr, _ in found] for way in renderers}
-    return {'set': name, 'scale': scale, 'images': len(found), 'exact': statistics.mean(p['exact'] for p, _ in found), **{
+    exact = statistics.mean(psnr['exact'] for psnr, _ in found)
+    return {'set': name, 'scale': scale, 'images': len(found), 'exact': exact} | {
         way: {'loss': statistics.mean(losses[way]), 'worst': max(losses[way]),
-              'distance': statistics.mean(distance[way] for _, distance in found)} for way in renderers}}
+              'distance': statistics.mean(distance[way] for _, distance in found)} for way in renderers}
 
 
 def compare(exact, renderers, hr, lr):

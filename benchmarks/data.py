@@ -53,8 +53,8 @@ def cpu_seconds(paths, images, samples, rounds):
 
 
 def measure_data(device, quick):
-    """{'float', 'in_memory', 'bin': {samples_per_second, mb_per_image, speedup}}; mb_per_image: pixels that a held image
-    keeps in private memory (tests/datasets/test_image_cache.py holds it)."""
+    """{'float', 'in_memory', 'bin': {samples_per_second, mb_per_image, speedup}}; mb_per_image: pixels that an
+    image keeps in private memory (tests/datasets/test_image_cache.py holds it)."""
     size = (256, 320) if quick else (1356, 2040)  # the commonest of DIV2K
     count, samples, rounds = (2, 5, 1) if quick else (8, 200, 7)
     pixels = 3 * size[0] * size[1] / MB

@@ -53,8 +53,8 @@ def ten_unseen(folder, seen):
     known = {photograph(name) for name in seen}
     found = [name for name in sorted(os.listdir(folder)) if name.endswith('_1_1.png') and photograph(name) not in known]
     if len(found) < 10:
-        raise UserError(f'{folder}: found {len(found)} photographs that the weights have not seen, expected at least 10: '
-                        f'python scripts/prepare_data.py photos')
+        raise UserError(f'{folder}: found {len(found)} photographs that the weights have not seen, expected at '
+                        f'least 10: python scripts/prepare_data.py photos')
     return found[::len(found) // 10][:10]
 
 

@@ -1,7 +1,7 @@
 """Seconds and memory of decoding and of a training step, here ('fast') and by the textbook formula.
 
-Each measurement has a new process, `python -m benchmarks.speed OPTIONS`, because speed and memory depend on what a process
-did before; what is compared is measured by turns.
+Each measurement has a new process, `python -m benchmarks.speed OPTIONS`, because speed and memory depend on what a
+process did before; what is compared is measured by turns.
 """
 import json
 import subprocess
@@ -66,9 +66,9 @@ def make_model(device, quick=False):
 # What is measured: stages, each a function of what the one before returned.
 
 def stages(what, device, precision, quick=False, case=(8, 8, 1), rows=None, budget=None):
-    """what: 'fast' and 'textbook' encode, then decode the first `rows` output rows of case (h, w, scale); 'render' makes
-    the whole 8-bit output with a budget in MB; 'product' makes products like those of the decoder's hidden layers;
-    'step' and 'textbook-step' train."""
+    """what: 'fast' and 'textbook' encode, then decode the first `rows` output rows of case (h, w, scale); 'render'
+    makes the whole 8-bit output with a budget in MB; 'product' makes products like those of the decoder's hidden
+    layers; 'step' and 'textbook-step' train."""
     if what.endswith('step'):
         return [step(what, device, precision, quick)]
     model, (h, w, scale) = make_model(device, quick), case
@@ -107,8 +107,8 @@ def textbook_stages(model, inp, size, rows=None):
 
 
 def products(width, device, dtype, operations):
-    """Three products with ReLU, over and over, in buffers that exist already: what the decoder's hidden layers come down
-    to. The function's `flops` are the operations of a call."""
+    """Three products with ReLU, over and over, in buffers that exist already: what the decoder's hidden layers
+    come down to. The function's `flops` are the operations of a call."""
     random, rows = torch.Generator().manual_seed(0), rows_per_chunk(torch.empty(0, width, device=device, dtype=dtype))
     x, *buffers = (torch.rand(rows, width, generator=random).to(device, dtype) for _ in range(3))
     weight = ((torch.rand(width, width, generator=random) - 0.5) / width ** 0.5).to(device, dtype)
@@ -129,7 +129,7 @@ def step(what, device, precision, quick):
     """A training step as train_liif.py makes it, on a batch like those of the paper; 'textbook-step': the same with the
     textbook formula in the model's place."""
     state = State({'model': {'name': 'liif', 'args': sizes(quick).model}, 'precision': precision, 'data_norm': None,
-                   'optimizer': {'name': 'adam', 'args': {'lr': 1e-4}}, 'grad_clip': None, 'ema': None}, device, steps=1)
+                   'optimizer': {'name': 'adam', 'args': {'lr': 1e-4}}, 'grad_clip': None, 'ema': None}, device, 1)
     model, batch = state.model, training_batch(device, quick)
     net = model if what == 'step' else lambda inp, coord, cell: textbook.query(model, model.encoder(inp), coord, cell)
     return lambda _: train_step(net, state, batch, 1e-4)[0].item()
@@ -153,8 +153,8 @@ def run(functions):
 
 
 def measure(what, kind, precision='float32', keep=False, quick=False, calls=0, **options):
-    """{seconds: of each stage, the mean of `calls` after two that are not timed, none without calls; peak_mb: the peak of
-    memory beyond what was there before, None where the system does not tell; flops: of products}.
+    """{seconds: of each stage, the mean of `calls` after two that are not timed, none without calls; peak_mb: the peak
+    of memory beyond what was there before, None where the system does not tell; flops: of products}.
 
     keep: freed memory stays with the process (CPU); options: of `stages`.
     """

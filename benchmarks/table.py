@@ -56,8 +56,8 @@ def limits_table(result):
 
 
 def train_table(result):
-    """The textbook formula runs as by default and ours keeps freed memory, as train_liif.py does; in the last ratio both
-    keep it."""
+    """The textbook formula runs as by default and ours keeps freed memory, as train_liif.py does; in the last ratio
+    both keep it."""
     rows = []
     for name in PRECISIONS:
         part = result[name]
@@ -133,7 +133,8 @@ def report(results, sections=tuple(TABLES)):
 def pages():
     """[(page, marker, text)] of all that is written."""
     found = [read(os.path.basename(path)[:-5]) for path in sorted(glob.glob(os.path.join(RESULTS, 'c*.json')))]
-    speed = [report(results, [name for name in TABLES if name != 'lattice']) for results in found if 'decode' in results]
+    sections = [name for name in TABLES if name != 'lattice']
+    speed = [report(results, sections) for results in found if 'decode' in results]
     if all(results['machine']['device'] == 'cpu' for results in found):
         speed.append('On a CUDA GPU: not measured.')
     lattices = [results for results in found if 'lattice' in results]

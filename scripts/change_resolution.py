@@ -55,7 +55,7 @@ def fit(size, longest):
 def reduce(img, longest):
     """img (3, h, w), reduced with antialiasing to `longest` pixels on its longer side."""
     if not 0 < longest <= max(img.shape[-2:]):
-        raise UserError(f'--input-size: found {longest}, wanted 1 to {max(img.shape[-2:])}, the image\'s longer side')
+        raise UserError(f'--input-size: found {longest}, expected 1 to {max(img.shape[-2:])}, the image\'s longer side')
     pixels = (img * 255 + 0.5).to(torch.uint8).permute(1, 2, 0).numpy()
     return to_tensor(imresize(pixels, fit(img.shape[-2:], longest)))
 

@@ -65,7 +65,7 @@ def inputs(img, scale, input_only):
     if input_only:
         return img, None
     if scale < 1:
-        raise UserError(f'--scale: found {scale:g}, wanted 1 or more, by which the image is reduced')
+        raise UserError(f'--scale: found {scale:g}, expected 1 or more, by which the image is reduced')
     small, (rows, columns) = lr_size(img.shape[-2:], scale)
     truth = quantize(img[:, :rows, :columns], torch.uint8)
     return to_tensor(imresize(to_numpy(truth), small)), truth / 255

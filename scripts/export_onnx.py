@@ -134,9 +134,9 @@ def largest_difference(model, data_norm, encoder, decoder):
                 wanted = model(normalize(image, data_norm.get('inp'), 1), coord[None], cell[None])[0]
             difference = (torch.from_numpy(found) - denormalize(wanted, data_norm.get('gt'), -1)).abs().max().item()
             if not difference <= TOLERANCE:  # written so that NaN fails
-                raise UserError(f'the ONNX graphs differ from PyTorch by {difference} at {h}x{w} times {scale}, wanted '
-                                f'at most {TOLERANCE}: nothing was written; try other versions of torch, onnxscript or '
-                                f'onnxruntime')
+                raise UserError(f'the ONNX graphs differ from PyTorch by {difference} at {h}x{w} times {scale}, '
+                                f'expected at most {TOLERANCE}: nothing was written; try other versions of torch, '
+                                f'onnxscript or onnxruntime')
             largest = max(largest, difference)
     return largest
 
@@ -160,7 +160,7 @@ def web_graphs(model, data_norm):
         out = torch.from_numpy(session.run(None, {key: value.numpy() for key, value in inputs.items()})[0])
         difference = ((out - wanted).abs().max() / wanted.abs().max()).item()
         if not difference <= TOLERANCE:  # written so that NaN fails
-            raise UserError(f'{name}.onnx differs from PyTorch by {difference}, wanted at most {TOLERANCE}: nothing '
+            raise UserError(f'{name}.onnx differs from PyTorch by {difference}, expected at most {TOLERANCE}: nothing '
                             f'was written; try other versions of torch, onnxscript or onnxruntime')
     return found
 
@@ -181,7 +181,7 @@ def main(argv=None):
     renderer = load_renderer(args.model, gpu='cpu')
     model, data_norm = renderer.model, renderer.data_norm
     if not isinstance(model, LIIF):
-        raise UserError(f'{args.model}: found a {type(model).__name__}, wanted a LIIF: only those can be exported')
+        raise UserError(f'{args.model}: found a {type(model).__name__}, expected a LIIF: only those can be exported')
     folder = args.web or args.output
     try:
         if args.web:

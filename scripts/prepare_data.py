@@ -215,7 +215,7 @@ def resize_square(name, data, paths):
     """Write a face at the sizes {size: path}, each by PIL's bicubic from the original; returns a problem or None."""
     def write(image):
         if image.width != image.height or image.width < max(paths):
-            return f'{name} is {image.width}x{image.height}, wanted a square of at least {max(paths)}'
+            return f'{name} is {image.width}x{image.height}, expected a square of at least {max(paths)}'
         image = image.convert('RGB')
         for size, path in paths.items():
             with atomic_write(path) as f:

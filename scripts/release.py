@@ -36,7 +36,7 @@ def main(argv=None):
 
     path = os.path.join(args.run, LAST)
     checkpoint = load_checkpoint(path)
-    done, wanted = checkpoint['epoch'], checkpoint['config']['epoch_max']
+    done, expected = checkpoint['epoch'], checkpoint['config']['epoch_max']
     if done < wanted:
         raise UserError(f'{path} has {done} of {counted(wanted, "epoch")}: train to the end first (--resume)')
     weights = {name: value.float().contiguous() if value.is_floating_point() else value

@@ -96,12 +96,12 @@ def main(argv=None):
         return
     numbers = args.tables or (list(TABLES) if args.smoke else [])
     if not numbers or not set(numbers) <= set(TABLES):
-        raise UserError(f'found the tables {", ".join(numbers) or "none"}, wanted some of 1 (DIV2K), 2 (benchmark '
+        raise UserError(f'found the tables {", ".join(numbers) or "none"}, expected some of 1 (DIV2K), 2 (benchmark '
                         f'sets), 3 (ablations), 4 (CelebA-HQ)')
     rows = dict.fromkeys(row for number in numbers for row in TABLES[number][1])
     unknown = set(args.rows or ()) - set(rows)
     if unknown:
-        raise UserError(f'--rows: found {", ".join(sorted(unknown))}, wanted some of: {", ".join(rows)}')
+        raise UserError(f'--rows: found {", ".join(sorted(unknown))}, expected some of: {", ".join(rows)}')
     rows = args.rows or list(rows)
     if not args.smoke:
         return reproduce(numbers, rows, args)

@@ -59,7 +59,7 @@ def resize_file(path, targets):
         return str(error)
     shorter = min(img.shape[:2])
     if shorter < max(targets):
-        return f'{path} is {img.shape[1]}x{img.shape[0]}, wanted at least {max(targets)} on each side'
+        return f'{path} is {img.shape[1]}x{img.shape[0]}, expected at least {max(targets)} on each side'
     for size, target in targets.items():
         small = imresize(img, [round(side * size / shorter) for side in img.shape[:2]], 'pil')
         with atomic_write(target) as f:

@@ -88,7 +88,7 @@ def main(argv=None):
         else:
             height, width = (int(n) for n in args.resolution.split(','))
         if min(height, width) < 1:
-            raise ValueError(f'the output would be {width}x{height} pixels, wanted at least 1 each')
+            raise ValueError(f'the output would be {width}x{height} pixels, expected at least 1 each')
         save(upscale(*load(args.graphs), image, (height, width)), alpha, args.output)
     except Exception as error:
         # What the user can mend: files, sizes, graphs (onnxruntime's errors have no common class).

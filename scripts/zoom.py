@@ -67,7 +67,7 @@ def parse_centre(text, size):
     except ValueError:
         x = y = -1
     if not (0 <= x <= w and 0 <= y <= h):
-        raise UserError(f'--centre: found {text!r}, wanted X,Y inside the image of {w}x{h} pixels')
+        raise UserError(f'--centre: found {text!r}, expected X,Y inside the image of {w}x{h} pixels')
     return x, y
 
 

@@ -189,8 +189,8 @@ def check_eval_scale(batch, eval_type):
     expected = float(eval_type.split('-')[1])
     found = [whole / part for whole, part in zip(batch['size'][0].tolist(), batch['inp'].shape[-2:])]
     if all(abs(f - expected) > 0.1 + 0.1 * expected for f in found):
-        raise UserError(f'found a ground truth {found[0]:.3g} times as large as the input, expected {expected:g} times by '
-                        f'eval_type {eval_type}: name the low-resolution images of that scale, or correct eval_type')
+        raise UserError(f'found a ground truth {found[0]:.3g} times as large as the input, expected {expected:g} times '
+                        f'by eval_type {eval_type}: name the low-resolution images of that scale, or correct eval_type')
 
 
 def mean_of(rows, key='psnr'):

@@ -94,8 +94,8 @@ def read_suite(name, scales=None, data_root=None):
     unknown = set(wanted or ()) - {case.scale for case in cases}
     if unknown:
         listed = ', '.join(dict.fromkeys(str(scale) for test in tests for scale in test['scales']))
-        raise UserError(f'{where}: found scale {", ".join(sorted(unknown))}, which none of its tests has, expected some '
-                        f'of {listed}, or, for sets of images, any such as 2.7 or 2x3.5')
+        raise UserError(f'{where}: found scale {", ".join(sorted(unknown))}, which none of its tests has, expected '
+                        f'some of {listed}, or, for sets of images, any such as 2.7 or 2x3.5')
     return cases
 
 
@@ -122,8 +122,8 @@ def check_test(test, where):
         needed, optional = {'data', 'scales', 'config'}, set()
     if not needed <= keys <= needed | optional or len(keys & {'split_file', 'split_key'}) == 1:
         raise UserError(f'{where}: found {str(test)[:80]}, expected data, scales: [...], and either config: a path '
-                        f'with {{scale}}, or hr: a folder and metric: {", ".join(METRICS)}; with hr also split_file and '
-                        f'split_key, which name a part of it, crop and degradations')
+                        f'with {{scale}}, or hr: a folder and metric: {", ".join(METRICS)}; with hr also split_file '
+                        f'and split_key, which name a part of it, crop and degradations')
     found = {key: (value, KEYS[key]) for key, value in test.items()}
     degradations = test.get('degradations')
     for name, steps in degradations.items() if isinstance(degradations, dict) else ():
