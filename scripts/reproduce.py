@@ -34,11 +34,6 @@ from engine.runtime import Parser, run_program, select_device
 from engine.evaluation.suite import locate, read_suite, scale_label
 from utils import UserError, atomic_write, counted, replace_between
 
-RESULTS_MARKERS = '<!-- results:start -->', '<!-- results:end -->'
-SUMMARY_MARKERS = '<!-- summary:start -->', '<!-- summary:end -->'
-BUDGET_MARKERS = '<!-- budget:start -->', '<!-- budget:end -->'
-TRIAL_MARKERS = '<!-- trials:start -->', '<!-- trials:end -->'
-REAL_MARKERS = '<!-- real:start -->', '<!-- real:end -->'
 COMMITTED = 'weights/**/*.json', 'benchmarks/results/*.json', 'benchmarks/results/published/*.json'
 REAL = 'benchmarks/results/real/real.json'  # of photographs with degradations, which have a page
 RUNS = 'weights/*/run.json', 'benchmarks/results/budget/*/run.json'
@@ -89,10 +84,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     if args.readme:
-        print(write_results_page(os.path.join(ROOT, 'docs', 'results.md')))
-        print(write_summary(os.path.join(ROOT, 'README.md')))
-        print(write_budget())
-        print(write_real())
+        for name in PAGES:
+            print(write_page(name))
         return
     numbers = args.tables or (list(TABLES) if args.smoke else [])
     if not numbers or not set(numbers) <= set(TABLES):
@@ -253,16 +246,22 @@ def committed_runs(root=ROOT):
     return sorted(tables.read_results(files), key=lambda run: run['model']['parameters'] or 0)
 
 
-def write_results_page(path, root=ROOT):
-    """Put all tables of the committed results between the markers of the file at `path`; UserError without them."""
-    runs = committed_runs(root)
-    text = tables.make_tables(runs) + '\n\n' + '\n'.join(f'- {line}' for line in tables.notes(runs))
-    replace_between(path, text, RESULTS_MARKERS)
+def write_page(name, root=ROOT):
+    """Put one of PAGES between its markers, and return it. Raises UserError for a page without markers."""
+    page, make = PAGES[name]
+    text = make(root)
+    replace_between(os.path.join(root, page), text, (f'<!-- {name}:start -->', f'<!-- {name}:end -->'))
     return text
 
 
-def write_summary(path, root=ROOT, data='Set5', scales=('2', '3', '4')):
-    """Put PSNR on one set, and the seconds it took, between the markers of the README; UserError without them."""
+def results_page(root):
+    """All tables of the committed results."""
+    runs = committed_runs(root)
+    return tables.make_tables(runs) + '\n\n' + '\n'.join(f'- {line}' for line in tables.notes(runs))
+
+
+def summary(root, data='Set5', scales=('2', '3', '4')):
+    """PSNR on one set, and the seconds it took."""
     runs = [run for run in committed_runs(root) if run['data'] == data and run['scale'] in scales
             and tables.is_whole(run)]
     rows = []
@@ -273,17 +272,7 @@ def write_summary(path, root=ROOT, data='Set5', scales=('2', '3', '4')):
                          f'{sum(found[scale]["seconds"] for scale in scales):.1f} ({found[scales[0]]["device"]})'])
     published = tables.published_numbers(data)['RDN-LIIF']
     rows.append(['RDN-LIIF (published)', *(f'{published[scale]:.2f}' for scale in scales), ''])
-    text = tables.markdown(['weights', *(f'{data} {scale_label(scale)}' for scale in scales), 'seconds'], rows)
-    replace_between(path, text, SUMMARY_MARKERS)
-    return text
-
-
-def write_budget(root=ROOT, path=None):
-    """Put time and PSNR of the runs on small budgets, and of the trials, into docs/budget.md."""
-    path, text = path or os.path.join(root, 'docs', 'budget.md'), budget_table(root)
-    replace_between(path, text, BUDGET_MARKERS)
-    replace_between(path, trials_table(root), TRIAL_MARKERS)
-    return text
+    return tables.markdown(['weights', *(f'{data} {scale_label(scale)}' for scale in scales), 'seconds'], rows)
 
 
 def budget_table(root, data='Set5', scales=('2', '3', '4')):
@@ -311,7 +300,7 @@ def budget_table(root, data='Set5', scales=('2', '3', '4')):
         *(f'{published[scale]:.2f}' for scale in scales)]])
 
 
-def trials_table(root=ROOT):
+def trials_table(root):
     """A row for each trial of configs/budget/trial.yaml (scripts/release.py --facts), by budget, the best first."""
     head = 'run', 'optimizer', 'steps', 'time', 'validation PSNR'
     runs = tables.read_json_files(glob.glob(os.path.join(root, TRIALS)))
@@ -320,17 +309,15 @@ def trials_table(root=ROOT):
     return tables.markdown(head, sorted(rows, key=lambda row: (int(row[0].rsplit('-')[-1]), row[-1]), reverse=True))
 
 
-def write_real(root=ROOT, path=None):
-    """Put the results of the suite `real` into docs/photos.md, all models side by side; as long as there are none, a
-    line that says so."""
-    file, text = os.path.join(root, REAL), 'Not measured yet.'
-    if os.path.exists(file):
-        runs = tables.read_results([file])
-        text = '\n\n'.join(f'{title}:\n\n{side_by_side(runs, metric, digits)}'
-                           for metric, (title, digits) in tables.TITLES.items() if metric in runs[0])
-        text += '\n\n' + '\n'.join(f'- {line}' for line in tables.notes(runs))
-    replace_between(path or os.path.join(root, 'docs', 'photos.md'), text, REAL_MARKERS)
-    return text
+def real_page(root):
+    """The results of the suite `real`, all models side by side, or a line that says that there are none."""
+    file = os.path.join(root, REAL)
+    if not os.path.exists(file):
+        return 'Not measured yet.'
+    runs = tables.read_results([file])
+    return '\n\n'.join([*(f'{title}:\n\n{side_by_side(runs, metric, digits)}'
+                          for metric, (title, digits) in tables.TITLES.items() if metric in runs[0]),
+                        '\n'.join(f'- {line}' for line in tables.notes(runs))])
 
 
 def side_by_side(runs, metric, digits):
@@ -338,12 +325,18 @@ def side_by_side(runs, metric, digits):
     found = {(*run['data'].split(', ')[::-1], run['scale'], tables.label_of(run)): run[metric] for run in runs}
     kinds, sets, scales, labels = (list(dict.fromkeys(part)) for part in zip(*found))
     scales = sorted(scales, key=float)
-    labels = [label for label in ('bicubic', 'clean', 'photo') if label in labels] + [
-        label for label in labels if label not in ('bicubic', 'clean', 'photo')]
+    first = [label for label in ('bicubic', 'clean', 'photo') if label in labels]
+    labels = list(dict.fromkeys([*first, *labels]))
     rows = [[kind, data, *(tables.cell(found.get((kind, data, scale, label)), None, digits)
                            for scale in scales for label in labels)] for kind in kinds for data in sets]
     return tables.markdown(['inputs', 'data', *(f'{scale_label(scale)} {label}' for scale in scales
                                                 for label in labels)], rows)
+
+
+PAGES = {  # name of the markers: the page, and what makes the text
+    'results': ('docs/results.md', results_page), 'summary': ('README.md', summary),
+    'budget': ('docs/budget.md', budget_table), 'trials': ('docs/budget.md', trials_table),
+    'real': ('docs/photos.md', real_page)}
 
 
 # Tiny data and networks.

@@ -13,6 +13,7 @@ import pytest
 from engine.evaluation.tables import paper
 from scripts import reproduce
 from tests.common import ROOT
+from tests.evaluation.common import cells_of, made_up
 from utils import UserError
 
 
@@ -132,23 +133,55 @@ def test_signals_reach_the_training_once_and_it_may_finish(tmp_path):
     assert parent.wait(timeout=60) == 143 and (tmp_path / 'saved').read_text() == '1'
 
 
+def page_with_markers(root, name):
+    """The page of `name` between whose markers there is nothing, in a new folder."""
+    page = root / reproduce.PAGES[name][0]
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(f'before\n<!-- {name}:start -->\n<!-- {name}:end -->\nafter\n')
+    return page
+
+
+def write_results(path, runs):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({'format': 'liif-results-1', 'suite': 's', 'runs': runs}))
+
+
 def test_results_of_degraded_photographs_stand_side_by_side(tmp_path):
-    page = tmp_path / 'photos.md'
-    page.write_text('\n'.join(('a', *reproduce.REAL_MARKERS, 'b')))
-    assert reproduce.write_real(str(tmp_path), str(page)) == 'Not measured yet.'
-    runs = [{'format': 'liif-run-1', 'model': {'label': label, 'parameters': 7, 'sha256': 'f' * 64, 'epoch': 1,
-                                               'spec': {'name': 'liif', 'args': {}}},
-             'data': f'Kodak, {kind}', 'images': 24, 'scale': scale, 'psnr': psnr + int(scale), 'ssim': 0.5,
-             'options': {'precision': 'float32', 'self_ensemble': False, 'ema': False}, 'date': '', 'pooled_over': 1,
-             'device': 'cpu', 'versions': {'torch': '2'}}
-            for kind in ('clean', 'JPEG 75') for scale in ('3', '2')
-            for label, psnr in (('photo', 30), ('bicubic', 20))]
-    file = tmp_path / reproduce.REAL
-    file.parent.mkdir(parents=True)
-    file.write_text(json.dumps({'format': 'liif-results-1', 'runs': runs}))
-    text = reproduce.write_real(str(tmp_path), str(page))
-    assert page.read_text() == '\n'.join(('a', reproduce.REAL_MARKERS[0], text, reproduce.REAL_MARKERS[1], 'b'))
-    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines() if line[:2] == '| ']
-    assert rows[0] == ['inputs', 'data', 'x2 bicubic', 'x2 photo', 'x3 bicubic', 'x3 photo']
+    page = page_with_markers(tmp_path, 'real')
+    assert reproduce.write_page('real', str(tmp_path)) == 'Not measured yet.'
+    write_results(tmp_path / reproduce.REAL, [
+        {**made_up(label, scale, psnr + int(scale), f'Kodak, {kind}', 24), 'ssim': 0.5}
+        for kind in ('clean', 'JPEG 75') for scale in ('3', '2') for label, psnr in (('photo', 30), ('bicubic', 20))])
+    text = reproduce.write_page('real', str(tmp_path))
+    assert page.read_text() == f'before\n<!-- real:start -->\n{text}\n<!-- real:end -->\nafter\n'
+    rows = cells_of(text)
+    assert rows[0] == rows[3] == ['inputs', 'data', 'x2 bicubic', 'x2 photo', 'x3 bicubic', 'x3 photo']
     assert rows[2] == ['JPEG 75', 'Kodak', '22.00', '32.00', '23.00', '33.00']
     assert len(rows) == 6 and rows[4][2:] == ['0.5000'] * 4  # PSNR, SSIM
+
+
+def test_results_page_takes_the_committed_results(tmp_path):
+    page = page_with_markers(tmp_path, 'results')
+
+    def write(psnr):
+        write_results(tmp_path / 'weights' / 'small' / 'results.json', [made_up('small', '2', psnr)])
+        reproduce.write_page('results', str(tmp_path))
+        return page.read_text()
+
+    first = write(31.234)
+    assert first.startswith('before\n') and first.endswith('after\n') and '| 31.23 ' in first
+    assert '| 32.00 ' in write(32.0) and write(31.234) == first
+    page.write_text('# Title\n')
+    with pytest.raises(UserError, match='results:start'):
+        write(31.0)
+    assert page.read_text() == '# Title\n'
+
+
+def test_summary_of_the_readme(tmp_path):
+    page_with_markers(tmp_path, 'summary')
+    write_results(tmp_path / 'weights' / 'r.json', [
+        {**made_up(label, scale, psnr, data='Set5', images=5), 'seconds': 0.25} for label, scale, psnr in
+        (('mine', '2', 37.5), ('mine', '3', 33.9), ('mine', '4', 31.7), ('half', '2', 36.0))])
+    rows = cells_of(reproduce.write_page('summary', str(tmp_path)))[1:]
+    assert [row[0] for row in rows] == ['mine', 'RDN-LIIF (published)']  # 'half' lacks two scales
+    assert rows[0][1:4] == ['37.50', '33.90', '31.70'] and rows[0][4].startswith('0.8 ') and rows[1][3] == '32.50'

@@ -111,3 +111,22 @@ def test_without_scikit_image(tmp_path, monkeypatch):
     with pytest.raises(UserError, match='pip install'):
         sample_photos.write_sample(str(tmp_path / 'sample'))
     assert not (tmp_path / 'sample').exists()
+
+
+@pytest.mark.parametrize('name', ['benchmark', 'div2k'])
+def test_scripts_of_the_suites(name, tmp_path):
+    python = tmp_path / 'python'  # stands for the interpreter and shows how it is called
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+
+    def arguments(*given):
+        out = subprocess.run(['bash', os.path.join(ROOT, 'scripts', f'test-{name}.sh'), *given], cwd=tmp_path,
+                             capture_output=True, text=True, env={**os.environ, 'PYTHON': str(python)}, check=True)
+        test, suite, part, data, load, *rest = out.stdout.splitlines()
+        assert os.path.samefile(test, os.path.join(ROOT, 'test.py')) and (suite, part) == ('--suite', name)
+        assert data == '--data' and os.path.realpath(load) == os.path.realpath(os.path.join(ROOT, 'load'))
+        return rest
+
+    assert arguments('a model.pth') == ['--model', 'a model.pth']
+    assert arguments('a model.pth', 'cpu') == ['--model', 'a model.pth', '--gpu', 'cpu']
+    assert arguments() == ['--model']  # test.py says what is missing
