@@ -25,9 +25,10 @@ from engine.rendering.renderer import Renderer
 from engine.runtime import Parser, run_program
 from utils import calc_psnr
 
-# part: the scales, and the ways whose cost is measured, as arguments of Renderer
-PARTS = {'precision': ((2, 3, 4), {name: {'precision': name} for name in ('tf32', 'bf16')}),
-         'lattice': ((6, 8, 9, 12, 30),  # 9: the first at which decode='auto' uses the lattice with g = 6
+SETS = ['Set5=load/benchmark/Set5/HR', 'Set14=load/benchmark/Set14/HR', 'photos=load/photos/valid']
+# part: the sets, the scales, and the ways whose cost is measured, as arguments of Renderer
+PARTS = {'precision': (SETS[:1], (2, 3, 4), {name: {'precision': name} for name in ('tf32', 'bf16')}),
+         'lattice': (SETS, (6, 8, 9, 12, 30),  # 9: the first at which decode='auto' uses the lattice with g = 6
                      {f'g={g}': {'decode': 'lattice', 'lattice': g} for g in (4, 6)})}
 FIRST, CROP = 8, 128  # images of each set; pixels a side that are compared
 FACTORS = {'mm': (0, 1), 'bmm': (0, 1), 'addmm': (1, 2), 'addmm_': (1, 2), 'baddbmm': (1, 2), 'convolution': (0, 1),
@@ -53,15 +54,15 @@ def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument('--only', choices=PARTS, help='default: both')
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
-    parser.add_argument('--sets', nargs='+', metavar='NAME=FOLDER', help='images', default=[
-        'Set5=load/benchmark/Set5/HR', 'Set14=load/benchmark/Set14/HR', 'photos=load/photos/valid'])
+    parser.add_argument('--sets', nargs='+', metavar='NAME=FOLDER', help=f'images; default: {SETS[0]}, and more')
     parser.add_argument('--output', default=RESULTS, help='a folder; default: benchmarks/results, and the page')
     args = parser.parse_args(argv)
     exact = load_renderer(None, gpu='0' if args.device == 'cuda' else 'cpu', precision='float32')
     for part in [args.only] if args.only else PARTS:
-        scales, ways = PARTS[part]
+        sets, scales, ways = PARTS[part]
         renderers = {name: Renderer(exact.model, exact.data_norm, **way) for name, way in ways.items()}
-        rows = [measure(exact, renderers, *text.split('=', 1), scale) for text in args.sets for scale in scales]
+        rows = [measure(exact, renderers, *text.split('=', 1), scale) for text in args.sets or sets
+                for scale in scales]
         write_json(os.path.join(args.output, f'{part}.json'), {
             'machine': machine(torch.device(args.device)), 'crop': CROP, 'first': FIRST, 'rows': rows})
         print(table.accuracy_table(rows))
