@@ -61,7 +61,7 @@ def main(argv=None):
     for part in [args.only] if args.only else PARTS:
         sets, scales, ways = PARTS[part]
         renderers = {name: Renderer(exact.model, exact.data_norm, **way) for name, way in ways.items()}
-        rows = [measure(exact, renderers, *text.split('=', 1), scale) for text in args.sets or sets
+        rows = [measure(exact, renderers, *text.partition('=')[::2], scale) for text in args.sets or sets
                 for scale in scales]
         write_json(os.path.join(args.output, f'{part}.json'), {
             'machine': machine(torch.device(args.device)), 'crop': CROP, 'first': FIRST, 'rows': rows})

@@ -25,7 +25,7 @@ def main(argv=None):
     parser.add_argument('--kernel', choices=KERNELS, default='matlab',
                         help="matlab: imresize, as in the published LR_bicubic folders; pil: what LIIF trains with")
     parser.add_argument('--output', help='default: the folder with HR replaced by LR_bicubic (LR_pil for PIL)')
-    parser.add_argument('--workers', type=int, help='processes; default: as many as pay')
+    parser.add_argument('--workers', type=int, help='processes; default: chosen automatically')
     parser.add_argument('--overwrite', action='store_true', help='make again what is there')
     args = parser.parse_args(argv)
 
@@ -42,8 +42,8 @@ def main(argv=None):
 def default_output(folder, kernel):
     folder = os.path.normpath(folder)
     if not folder.endswith('HR'):
-        raise UserError(f'{folder} does not end in HR, so there is no telling where its low-resolution images belong: '
-                        f'pass --output')
+        raise UserError(f'found the folder {folder}, expected a name that ends in HR, from which that of the '
+                        f'low-resolution images follows: rename it or pass --output')
     return folder[:-2] + ('LR_bicubic' if kernel == 'matlab' else 'LR_pil')
 
 

@@ -82,7 +82,7 @@ def main(argv=None):
     parser.add_argument('--train-lr', action='store_true',
                         help="div2k: also the low-resolution training images, which fixed-scale models need")
     parser.add_argument('--split', help='celebAHQ: a JSON file {train: [names], val: [names]}; made when there is none')
-    parser.add_argument('--workers', type=int, help='processes; default: as many as pay')
+    parser.add_argument('--workers', type=int, help='processes; default: chosen automatically')
     args = parser.parse_args(argv)
     DATA_SETS[args.name](args)
 
@@ -140,8 +140,8 @@ def benchmark(args):
     problems = []
     for name in COUNTS:
         if layout.get(name, 0) > 1:
-            print(f'{name}: these images were cropped to a multiple of the scale before they came here, so figures '
-                  f'will differ a little from the published ones')
+            print(f'{name}: these images were cropped to a multiple of the scale before they came here, so PSNR will '
+                  f'differ a little from what was published')
         problems += make_lr(os.path.join(folder, name, 'HR'), os.path.join(folder, name, 'LR_bicubic'), args)
     report(folder, {f'{name}/{part}': n for name, n in COUNTS.items()
                     for part in ('HR', 'LR_bicubic/X2', 'LR_bicubic/X3', 'LR_bicubic/X4')}, problems)
@@ -215,7 +215,7 @@ def resize_square(name, data, paths):
     """Write a face at the sizes {size: path}, each by PIL's bicubic from the original; returns a problem or None."""
     def write(image):
         if image.width != image.height or image.width < max(paths):
-            return f'{name} is {image.width}x{image.height}, expected a square of at least {max(paths)}'
+            return f'{name}: found {image.width}x{image.height} pixels, expected a square of at least {max(paths)}'
         image = image.convert('RGB')
         for size, path in paths.items():
             with atomic_write(path) as f:
@@ -255,7 +255,7 @@ def with_image(name, data, function):
 
 def write_split(folder, given, sources):
     """split.json: the one given, one next to the images, or {train: 5 of 6 images, val: the others} (the paper's
-    25000 and 5000, the first hundred of which choose the model). Chance decides, by name."""
+    25000 and 5000, the first hundred of which choose the model), by a hash of the name."""
     path = os.path.join(folder, 'split.json')
     names = sorted(name for name in os.listdir(os.path.join(folder, str(CELEBA_SIZES[0]))) if not name.startswith('.'))
     if given is None:
@@ -283,8 +283,8 @@ def read_split(source, stems, folder):
         split = {key: [os.path.splitext(os.path.basename(name))[0] for name in names]
                  for key, names in json.load(source).items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f'the split file cannot be used ({error}): it is JSON, {{"train": [names], "val": [names]}}') \
-            from None
+        raise UserError(f'the split file cannot be used ({error}), expected JSON, {{"train": [names], "val": '
+                        f'[names]}}: correct it, or leave it out to have one made') from None
     lacking = [name for names in split.values() for name in names if name not in stems]
     if lacking:
         raise UserError(f'{len(lacking)} names of the split, such as {lacking[0]!r}, are not in {folder}: complete the '
@@ -321,8 +321,7 @@ def photos(args):
 
 def sample(args):
     """load/sample: see scripts/sample_photos.py."""
-    command = [sys.executable, os.path.join(ROOT, 'scripts', 'sample_photos.py'), '--root', args.root]
-    code = subprocess.run(command).returncode
+    code = subprocess.call([sys.executable, os.path.join(ROOT, 'scripts', 'sample_photos.py'), '--root', args.root])
     if code:
         sys.exit(code)  # it said why
 
@@ -397,7 +396,8 @@ def place(sources, folder, rule, args, needed=True):
                     with atomic_write(path) as f:
                         f.write(data)
                 elif os.path.getsize(path) != size:
-                    raise UserError(f'{path} is there and is not {name} of {source}: remove it to have it replaced')
+                    raise UserError(f'{path} is there and is not {name} of {source} (found {os.path.getsize(path):,} '
+                                    f'bytes, expected {size:,}): remove it to have it replaced')
                 placed += 1
                 bar.update()
     if args.sources and needed and not placed:

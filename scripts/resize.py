@@ -26,7 +26,7 @@ def main(argv=None):
     parser.add_argument('--workers', type=int, default=cores(), help='processes; default: one per core')
     args = parser.parse_args(argv)
     if min(args.sizes) < 1:
-        raise UserError(f'--sizes are pixels, at least 1, found {min(args.sizes)}')
+        raise UserError(f'--sizes: found {min(args.sizes)}, expected at least 1 pixel')
     jobs = list(list_jobs(args.source, args.output, args.sizes))
     results = in_processes(resize_file, jobs, min(args.workers, len(jobs) // 16), f'{args.source} -> {args.output}')
     problems = sorted(problem for problem in results if problem)
@@ -59,7 +59,7 @@ def resize_file(path, targets):
         return str(error)
     shorter = min(img.shape[:2])
     if shorter < max(targets):
-        return f'{path} is {img.shape[1]}x{img.shape[0]}, expected at least {max(targets)} on each side'
+        return f'{path}: found {img.shape[1]}x{img.shape[0]} pixels, expected at least {max(targets)} on each side'
     for size, target in targets.items():
         small = imresize(img, [round(side * size / shorter) for side in img.shape[:2]], 'pil')
         with atomic_write(target) as f:

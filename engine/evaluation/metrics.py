@@ -17,8 +17,8 @@ def shaved(img, dataset=None, scale=1):
     Raises UserError when what is left is smaller than an 11x11 window."""
     n, (h, w) = shaved_pixels(dataset, scale), img.shape[-2:]
     if min(h, w) - 2 * n < 11:
-        raise UserError(f'less than 11x11 pixels are left of an image of {w}x{h} after {n} are shaved from each '
-                        f'side: use a larger image or a smaller scale')
+        raise UserError(f'found an image of {w}x{h} pixels, expected at least {11 + 2 * n} on each side, of which SSIM '
+                        f'compares all but {n} at each border: use a larger image or a smaller scale')
     return img[..., n:h - n, n:w - n]
 
 

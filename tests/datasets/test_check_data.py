@@ -244,7 +244,7 @@ def test_resize_names_what_it_cannot_use_and_does_the_rest(tmp_path, capsys):
     with pytest.raises(UserError, match='2 of 3 images'):
         resize.main([root, str(tmp_path / 'out'), '--sizes', '10', '--workers', '1'])
     printed = capsys.readouterr().err
-    assert '0.png cannot be read' in printed and '1.png is 8x20, wanted at least 10' in printed
+    assert '0.png cannot be read' in printed and '1.png: found 8x20 pixels, expected at least 10' in printed
     assert os.listdir(tmp_path / 'out' / '10') == ['2.png']
     folder(tmp_path / 'a', ['2.jpg'], size=(20, 20))
     with pytest.raises(UserError, match='2.jpg and 2.png'):

@@ -508,7 +508,7 @@ def test_celeba_hq_bad_faces(tmp_path, capsys):
     assert os.listdir(tmp_path / 'load/celebAHQ/32') == ['1.png']
     assert json.loads((tmp_path / 'load/celebAHQ/split.json').read_text()) == {'val': ['1.png']}
     err = capsys.readouterr().err
-    assert '2.png is 200x300, wanted a square' in err and '3.png cannot be read' in err
+    assert '2.png: found 200x300 pixels, expected a square' in err and '3.png cannot be read' in err
     with pytest.raises(UserError, match='would get one name'):
         source = write_folder(tmp_path / 'x', {'a/1.png': png(256, 256), 'b/1.png': b''})
         prepare(tmp_path / 'b', 'celebAHQ', '--from', source)
