@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import engine  # before torch: how its threads wait
 import torch
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 import models
@@ -158,6 +157,7 @@ def measure(what, kind, precision='float32', keep=False, quick=False, calls=0, *
 
     keep: freed memory stays with the process (CPU); options: of `stages`.
     """
+    from torch.utils.benchmark import Timer  # here, since it warns on standard error where there is no CUDA
     device = torch.device(kind)
     if keep:
         keep_freed_memory()

@@ -156,7 +156,8 @@ def cores():
 
 
 @functools.cache
-def _formats():
+def known_formats():
+    """Names of the formats in FORMATS that the installed Pillow opens."""
     with contextlib.suppress(ImportError):  # optional: HEIC
         import pillow_heif
         pillow_heif.register_heif_opener()
@@ -169,7 +170,7 @@ def _identify(file, path, max_pixels):
     with _pillow_limit:  # Pillow's limit is global and does not name the file: ours replaces it
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image = Image.open(file, formats=_formats())
+            image = Image.open(file, formats=known_formats())
         except Image.UnidentifiedImageError:
             file.seek(0)
             raise _unknown(path, file.read(12)) from None

@@ -28,7 +28,7 @@ from _path import ROOT
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.images import FORMATS, cores
+from datasets.images import FORMATS, cores, known_formats
 from datasets.fetch import download, read_members
 from datasets.imresize import in_processes, make_lr_folder
 from engine.checkpoint import PUBLISHED, WEIGHTS, parse_checkpoint, save_checkpoint
@@ -245,7 +245,7 @@ def cut_tiles(name, data, folder):
 def with_image(name, data, function):
     """What function(opened image) returns; a line about the image when it cannot be read."""
     try:
-        with Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values()))) as image:
+        with Image.open(io.BytesIO(data), formats=known_formats()) as image:
             return function(image)
     except Exception as error:  # decoders of damaged data raise all kinds of exceptions
         if getattr(error, 'errno', None):  # but a full disk is not the image's fault
