@@ -164,7 +164,8 @@ def watch(kill, record):
         return loss, norm
 
     loop.seed_globals, loop.train_step = seed_globals, counted('step', train_step)
-    os.fsync, os.replace = counted('fsync', os.fsync), counted('replace', os.replace)
+    # No flush waits for the disk: a killed process loses nothing that it has written.
+    os.fsync, os.replace = counted('fsync', lambda file: None), counted('replace', os.replace)
     loop.validate = counted('validate', loop.validate)
     run_folder.LogFile.emit = counted('log', run_folder.LogFile.emit)
 
@@ -294,7 +295,8 @@ def worker_case(seed, folder, kills=3):
         code, text = finish(started)
         assert code in (0, 2) if kill is not None else code == 0, text
         if code == 2:
-            check_message(text)
+            # PyTorch's handler of SIGCHLD may raise in a callback of a fork: Python prints that and goes on.
+            check_message(re.sub(r'Exception ignored in: (?:.*\n)+?RuntimeError: DataLoader worker .*\n', '', text))
             assert 'which reads images, was ended by SIGKILL' in text, text
             happened += 1
     same_runs(whole, broken)

@@ -33,10 +33,19 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='pr
 
 
 def prepare(folder, **changes):
-    """`folder` with a config, and images beside it."""
+    """Write a config and its images into `folder`; its path."""
     os.makedirs(folder, exist_ok=True)
     write_config(f'{folder}/c.yaml', tiny_config(make_images(f'{folder}/images'), **{**SGD, **changes}))
     return str(folder)
+
+
+@pytest.fixture(scope='module')
+def one(tmp_path_factory):
+    """The folder of a run of one process, to compare with."""
+    path = prepare(tmp_path_factory.mktemp('one'))
+    code, text = run(path, *ARGUMENTS)
+    assert code == 0, text
+    return path
 
 
 def assert_close_runs(one, many, record='steps0.txt'):
@@ -58,10 +67,8 @@ def assert_close_runs(one, many, record='steps0.txt'):
 
 
 @pytest.mark.parametrize('count', [2, 3])
-def test_several_processes_make_the_steps_of_one(tmp_path, count):
-    one, many = prepare(tmp_path / 'one'), prepare(tmp_path / 'many')
-    code, text = run(one, *ARGUMENTS)
-    assert code == 0, text
+def test_several_processes_make_the_steps_of_one(tmp_path, one, count):
+    many = prepare(tmp_path)
     found = run_together(many, count, *ARGUMENTS)
     assert [code for code, _ in found] == [0] * count, found
     assert_close_runs(one, many)
@@ -69,9 +76,8 @@ def test_several_processes_make_the_steps_of_one(tmp_path, count):
     assert log.count('epoch 1/3') == 1 and f'{count} processes' in log  # process 0 alone writes
 
 
-def test_a_run_may_go_on_with_other_numbers_of_processes(tmp_path):
-    one, many = prepare(tmp_path / 'one'), prepare(tmp_path / 'many', save_minutes=1e-9)
-    assert run(one, *ARGUMENTS)[0] == 0
+def test_a_run_may_go_on_with_other_numbers_of_processes(tmp_path, one):
+    many = prepare(tmp_path, save_minutes=1e-9)
     assert run(many, *ARGUMENTS, kill=('step', 3), record='steps0.txt')[0] == -signal.SIGKILL
     stop = {rank: {'kill': ('step', 3, signal.SIGTERM)} for rank in (1,)}  # one process alone is told to stop
     found = run_together(many, 2, *ARGUMENTS, '--resume', each=stop)
@@ -124,9 +130,8 @@ def launching(kill=None):
 TWO = ['--config', 'c.yaml', '--gpu', 'cpu,cpu', '--workers', '0']  # stands for --gpu 0,1: started the same way
 
 
-def test_gpu_list_starts_a_process_each(tmp_path):
-    one, many = prepare(tmp_path / 'one'), prepare(tmp_path / 'many')
-    assert run(one, *ARGUMENTS)[0] == 0
+def test_gpu_list_starts_a_process_each(tmp_path, one):
+    many = prepare(tmp_path)
     done = execute('-c', launching(), *TWO, cwd=many)
     assert done.returncode == 0, done.stderr
     assert_close_runs(one, many)
@@ -160,9 +165,8 @@ def test_launched_processes_stop_with_their_launcher(tmp_path, number):
     assert load_checkpoint(f'{path}/save/_c/epoch-last.pth')['epoch'] >= 1
 
 
-def test_torchrun(tmp_path):
-    one, many = prepare(tmp_path / 'one'), prepare(tmp_path / 'many')
-    assert run(one, *ARGUMENTS)[0] == 0
+def test_torchrun(tmp_path, one):
+    many = prepare(tmp_path)
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]

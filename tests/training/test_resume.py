@@ -33,9 +33,26 @@ from tests.survival import (
 ARGUMENTS = ['--config', 'c.yaml', '--gpu', 'cpu', '--workers', '0']
 
 
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp('images'))
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory, images):
+    """The folder of an uninterrupted run of tiny_config, to compare others with."""
+    return whole_run(tmp_path_factory.mktemp('whole'), tiny_config(images))
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory, images):
+    return whole_run(tmp_path_factory.mktemp('finished'), tiny_config(images, epoch_max=1))
+
+
 @pytest.fixture
-def images(tmp_path):
-    return make_images(tmp_path / 'images')
+def folder(tmp_path, finished):
+    """The folder of a finished run of one epoch, to go on with or to spoil."""
+    return shutil.copytree(finished, f'{tmp_path}/run')
 
 
 def whole_run(folder, config, *arguments):
@@ -97,21 +114,16 @@ def test_data_workers_killed_anywhere_change_nothing(tmp_path, seed):
     worker_case(seed, tmp_path)
 
 
-def test_the_number_of_workers_changes_nothing(tmp_path, images):
-    config = tiny_config(images)
-    first = whole_run(tmp_path / '0', config)
+def test_the_number_of_workers_changes_nothing(tmp_path, images, whole):
     for workers in ('1', '4'):
-        assert_same_end(first, whole_run(tmp_path / workers, config, '--workers', workers))
+        assert_same_end(whole, whole_run(tmp_path / workers, tiny_config(images), '--workers', workers))
 
 
 @pytest.mark.parametrize('number, event', [(signal.SIGTERM, ('step', 5)), (signal.SIGINT, ('step', 3)),
                                            (signal.SIGTERM, ('validate', 2))])
-def test_a_signal_finishes_the_step_saves_and_names_the_command(tmp_path, images, number, event):
-    config = tiny_config(images)
-    whole = whole_run(tmp_path / 'whole', config)
-    folder = str(tmp_path / 'stopped')
-    os.makedirs(folder)
-    write_config(f'{folder}/c.yaml', config)
+def test_a_signal_finishes_the_step_saves_and_names_the_command(tmp_path, images, whole, number, event):
+    folder = str(tmp_path)
+    write_config(f'{folder}/c.yaml', tiny_config(images))
     code, text = run(folder, *ARGUMENTS, kill=(*event, number))
     assert code == 128 + number and 'Traceback' not in text
     assert 'python train_liif.py --config c.yaml --gpu cpu --workers 0 --resume' in text
@@ -159,8 +171,7 @@ def test_nothing_but_damaged_checkpoints_is_an_error_and_not_a_new_run(tmp_path,
     check_message(text)
 
 
-def test_a_run_folder_is_kept_unless_asked(tmp_path, images):
-    folder = whole_run(tmp_path / 'run', tiny_config(images, epoch_max=1))
+def test_a_run_folder_is_kept_unless_asked(folder):
     before = good_checkpoints(folder)
     code, text = run(folder, *ARGUMENTS)
     assert code == 2 and '--resume' in text and '--overwrite' in text and good_checkpoints(folder) == before
@@ -181,16 +192,15 @@ def test_resuming_nothing_begins_and_resuming_the_end_does_nothing(tmp_path, ima
     same(before, load_checkpoint(f'{folder}/save/_c/epoch-last.pth'))
 
 
-def test_a_config_that_disagrees_is_shown_and_may_be_allowed(tmp_path, images):
-    long = whole_run(tmp_path / 'long', tiny_config(images, epoch_max=4))
+def test_a_config_that_disagrees_is_shown_and_may_be_allowed(tmp_path, images, whole):
     folder = whole_run(tmp_path / 'short', tiny_config(images, epoch_max=2))
     code, text = run(folder, *ARGUMENTS, '--resume', '--set', 'epoch_max=4', '--set', 'optimizer.args.lr=0.5')
     assert code == 2 and 'epoch_max is 4, was 2' in text and 'optimizer.args.lr is 0.5, was 0.001' in text
     check_message(text)
     code, text = run(folder, *ARGUMENTS, '--resume', '--set', 'epoch_max=4', '--allow-change', 'epoch_max')
     assert code == 0, text
-    assert steps_of(f'{folder}/steps.txt') == steps_of(f'{long}/steps.txt')
-    ends = [load_checkpoint(f'{path}/save/_c/epoch-last.pth') for path in (long, folder)]
+    assert steps_of(f'{folder}/steps.txt') == steps_of(f'{whole}/steps.txt')
+    ends = [load_checkpoint(f'{path}/save/_c/epoch-last.pth') for path in (whole, folder)]
     same(ends[0], ends[1])
     code, text = run(folder, *ARGUMENTS, '--resume', '--set', 'model.args.imnet_spec.args.hidden_list=[32]')
     assert code == 2 and 'model.args.imnet_spec.args.hidden_list is [32], was [16, 16]' in text
@@ -229,8 +239,7 @@ def test_a_checkpoint_of_the_published_code_goes_on_and_decays_once(tmp_path, im
          load_checkpoint(f'{folder}/save/_c/epoch-last.pth')['model'])
 
 
-def test_weights_without_an_optimizer_are_for_init_only(tmp_path, images):
-    folder = whole_run(tmp_path / 'run', tiny_config(images, epoch_max=1))
+def test_weights_without_an_optimizer_are_for_init_only(folder):
     weights = {'model': load_checkpoint(f'{folder}/save/_c/epoch-last.pth')['model']}
     save_checkpoint(f'{folder}/weights.pth', weights)
     code, text = run(folder, *ARGUMENTS, '--tag', 'a', '--set', 'resume=weights.pth')
@@ -263,8 +272,7 @@ def test_wrong_configs_run_or_say_in_one_line_why_not(tmp_path, seed):
     assert config_case(seed, str(tmp_path)) in ('ran', 'refused')
 
 
-def test_mistakes_leave_no_folder_and_delete_none(tmp_path, images):
-    folder = whole_run(tmp_path / 'run', tiny_config(images, epoch_max=1))
+def test_mistakes_leave_no_folder_and_delete_none(folder):
     before = good_checkpoints(folder)
     last = f'{folder}/save/_c/epoch-last.pth'
     for arguments in (['--init', 'nowhere.pth'],
