@@ -8,14 +8,14 @@
 
 Alpha, grey, 16 bits, EXIF orientation, ICC profile and DPI are kept. See docs/demo.md.
 """
+import contextlib
 import dataclasses
-import functools
 import signal
 import sys
 import time
 
 import engine  # noqa: F401 (before torch: how its threads wait)
-from engine.arguments import PRECISIONS, Parser, largest_scale
+from engine.arguments import PRECISIONS, Parser, device, largest_scale, numbers, whole
 
 
 SLOW = 30  # seconds from which an estimate is printed before the start
@@ -34,26 +34,31 @@ def parse_arguments(argv=None):
     add('--model', help='a checkpoint, or a name in weights/; default: photo for JPEG and WebP, else clean '
         '(docs/photos.md)')
     size = parser.add_argument_group('size of the output (one of them; default: --scale 4)')
-    size.add_argument('--resolution', metavar='H,W', help='height and width in pixels; WxH is understood too')
-    size.add_argument('--scale', metavar='S', help='a factor such as 3.7, or two: vertical,horizontal')
-    size.add_argument('--width', metavar='W', help='the width in pixels; the height keeps the aspect')
-    size.add_argument('--height', metavar='H', help='the height in pixels; the width keeps the aspect')
-    size.add_argument('--max-side', metavar='N', help='the longer side in pixels; the other keeps the aspect')
-    add('--region', metavar='X,Y,W,H', help='render this part only, in pixels of the upright source, fractions '
-        'allowed')
+    size = size.add_mutually_exclusive_group()
+    for kind, metavar, text in (
+            ('resolution', 'H,W', 'height and width in pixels; WxH is understood too'),
+            ('scale', 'S', 'a factor such as 3.7, or two: vertical,horizontal'),
+            ('width', 'W', 'the width in pixels; the height keeps the aspect'),
+            ('height', 'H', 'the height in pixels; the width keeps the aspect'),
+            ('max-side', 'N', 'the longer side in pixels; the other keeps the aspect')):
+        size.add_argument('--' + kind, dest='size', default=('scale', (4.0,)), metavar=metavar, help=text,
+                          type=lambda text, kind=kind: (kind, numbers(kind)(text)))
+    add('--region', metavar='X,Y,W,H', type=numbers('region'), help='render this part only, in pixels of the upright '
+        'source, fractions allowed')
     add('--cell-clip', nargs='?', type=largest_scale, const=4.0, metavar='S', help='beyond scale S (4: the largest of '
         "the paper's training) keep the cell of S, as later work does")
     add('--self-ensemble', action='store_true', help='average over the eight flips and turns: slightly better, 8 times '
         'slower')
     add('--decode', choices=['exact', 'lattice', 'auto'], help='lattice: an approximation, much faster far beyond x4 '
         '(docs/demo.md); auto: where it needs at most 60%% of the work; default: exact, for videos auto')
-    add('--lattice', type=int, default=6, metavar='G', help='density of the lattice, 1 to 32; default: 6')
+    add('--lattice', type=whole(1, 32), metavar='G', help='density of the lattice, 1 to 32; default: 6; without '
+        '--decode, it selects --decode lattice')
     add('--precision', default='auto', choices=['auto', *PRECISIONS], help='auto (default): bf16 if a trial is 1.5 '
         'times as fast with it, else float32; tf32 and fp16 are for GPUs; what overflows is redone in float32')
-    add('--tile', type=int, metavar='N', help='encode in tiles of N source pixels; default: chosen by the memory')
-    add('--gpu', help="a GPU's number, or cpu; default: the first GPU, else the CPU")
+    add('--tile', type=whole(1), metavar='N', help='encode in tiles of N source pixels; default: chosen by the memory')
+    add('--gpu', type=device, help="a GPU's number, or cpu; default: the first GPU, else the CPU")
     add('--ema', action='store_true', help="use the checkpoint's averaged weights")
-    add('--quality', type=int, default=95, help='of JPEG, WebP and AVIF, 1 to 100 (100: lossless WebP); '
+    add('--quality', type=whole(1, 100), default=95, help='of JPEG, WebP and AVIF, 1 to 100 (100: lossless WebP); '
         'default: 95')
     add('--overwrite', action='store_true', help='of several inputs, render again those written before')
     add('--insist', action='store_true', help='no limits on the pixels of source and output')
@@ -63,35 +68,30 @@ def parse_arguments(argv=None):
         parser.error('expected at least one input')
     if args.model == '':
         parser.error('--model: found an empty name, expected a checkpoint or the name of weights')
-    if not 1 <= args.quality <= 100:
-        parser.error(f'--quality: found {args.quality}, expected 1 to 100')
+    if args.lattice and args.decode == 'exact':
+        parser.error('--lattice: found --decode exact, expected lattice or auto: leave one of the two out')
+    args.decode = args.decode or (args.lattice and 'lattice')
     return args
 
 
 def main(argv=None):
     args = parse_arguments(argv)
+    # torch comes with these, so they are imported when the arguments are right
     from datasets import images
-    from engine.rendering import jobs, sizes  # torch comes with them, so they are imported when the arguments are right
-    from utils import UserError
-    args.region = None if args.region is None else sizes.parse('region', args.region, '--region')
-    size_of = sizes.parse_size(args.region, None if args.insist else sizes.MAX_OUTPUT, resolution=args.resolution,
-                               scale=args.scale, width=args.width, height=args.height, max_side=args.max_side)
-    todo, batch = jobs.find_jobs(args.inputs, args.output)
-    count = len(todo)
+    from engine.rendering import jobs, sizes
+    from engine.runtime import autocast, select_device
+    autocast(select_device(args.gpu, announce=False), None if args.precision == 'auto' else args.precision)  # checks
+    size_of = sizes.size_rule(*args.size, args.region, None if args.insist else sizes.MAX_OUTPUT)
+    todo, batch = jobs.find_jobs(args.inputs, args.output, dict([args.size]).get('scale'))
+    count, failed, pixels, started = len(todo), [], {}, time.time()
     if batch and not args.overwrite:
         todo = [job for job in todo if not jobs.is_done(*job, size_of)]
-    renderers = make_renderers(args, todo, size_of)
-    failed, started = [], time.time()
-    for source, target in todo:
-        try:
-            enlarge(source, target, renderers[source], size_of, args)
-        except UserError as error:
-            message = f'{error.found}: choose a smaller one, or add --insist if it is meant to be this large' \
-                if isinstance(error, images.TooLarge) else str(error)
-            if not batch:
-                raise UserError(message) from error
-            failed.append(message if source in message else f'{source}: {message}')
-            print(f'error: {failed[-1]}', file=sys.stderr)
+    for job in todo:
+        with one_failure(job[0], batch, failed):
+            pixels[job] = jobs.check_job(*job, size_of, None if args.insist else images.MAX_PIXELS)
+    for job, renderer in make_renderers(args, pixels).items():
+        with one_failure(job[0], batch, failed):
+            enlarge(*job, renderer, size_of, args)
     if batch:
         print(f'{len(todo) - len(failed)} written, {count - len(todo)} already there, {len(failed)} failed, '
               f'{time.time() - started:.1f} s')
@@ -100,33 +100,50 @@ def main(argv=None):
         sys.exit(1)
 
 
-def make_renderers(args, todo, size_of):
-    """{source: Renderer} of all jobs, once it has said how long they will take if that is long."""
-    from engine.rendering import jobs
+@contextlib.contextmanager
+def one_failure(source, batch, failed):
+    """Around the work on one input: in a batch, a UserError is printed and appended to `failed`, else raised."""
+    from datasets import images
+    from utils import UserError
+    try:
+        yield
+    except UserError as error:
+        message = f'{error.found}: choose a smaller one, or add --insist if it is meant to be this large' \
+            if isinstance(error, images.TooLarge) else str(error)
+        if not batch:
+            raise UserError(message) from error
+        failed.append(message if source in message else f'{source}: {message}')
+        print(f'error: {failed[-1]}', file=sys.stderr)
+
+
+def make_renderers(args, pixels):
+    """{job: Renderer} for {job: (source pixels, output pixels)}, once it has said how long the jobs will take if that
+    is long."""
     from engine.rendering.api import choose_model
     groups, renderers, seconds = {}, {}, 0
-    for job in todo:
-        groups.setdefault(args.model or choose_model(job[0]), []).append(job)
-    for model, group in groups.items():
-        renderer, more = make_renderer(args, model, jobs.workload(group, size_of))
-        renderers.update((source, renderer) for source, _ in group)
+    for job in pixels:
+        groups.setdefault(args.model or choose_model(job[0])[0], []).append(job)
+    for group in groups.values():
+        renderer, more = make_renderer(args, group[0][0], [sum(column) for column in zip(*map(pixels.get, group))])
+        renderers.update(dict.fromkeys(group, renderer))
         seconds += more
     if seconds > SLOW and args.decode in (None, 'exact'):
         print(f'this takes about {seconds:.0f} s' if seconds < 120 else f'this takes about {seconds / 60:.0f} min',
               f'on {renderer.device} in {renderer.precision}' + (
                   '; no CUDA GPU was found' if args.gpu is None and renderer.device.type == 'cpu' else ''), flush=True)
-    return renderers
+    return {job: renderers[job] for job in pixels}
 
 
-def make_renderer(args, model, pixels):
-    """(The Renderer of a model, the seconds that `pixels` (source, output) will take; 0 for few pixels)."""
+def make_renderer(args, source, pixels):
+    """(The Renderer of --model, or of the weights for the file `source`; the seconds that `pixels` (source, output)
+    will take, 0 for few pixels)."""
     from engine.rendering.api import load_renderer
     from engine.rendering.pace import Pace, fastest
     auto = args.precision == 'auto'
-    renderer = load_renderer(model, args.gpu, args.ema, 'float32' if auto else args.precision, tile=args.tile,
-                             cell_clip=args.cell_clip, self_ensemble=args.self_ensemble, decode=args.decode or 'exact',
-                             lattice=args.lattice)
-    if sum(pixels) < (1 if auto else SMALL):  # 0: no input can be enlarged, which is said when it is tried
+    renderer = load_renderer(args.model, args.gpu, args.ema, 'float32' if auto else args.precision, source,
+                             tile=args.tile, cell_clip=args.cell_clip, self_ensemble=args.self_ensemble,
+                             decode=args.decode or 'exact', lattice=args.lattice or 6)
+    if not auto and sum(pixels) < SMALL:
         return renderer, 0
     renderer, pace = fastest(renderer) if auto else (renderer, Pace(renderer))
     return renderer, pace.seconds(*pixels) * (8 if args.self_ensemble else 1)
@@ -136,20 +153,17 @@ def enlarge(source, target, renderer, size_of, args):
     """Enlarge one file, and print what became of it."""
     from datasets import images
     from engine.rendering import jobs
-    started, scale = time.time(), args.scale
-    if not any((args.resolution, args.scale, args.width, args.height, args.max_side)):
-        scale = '4'
+    started = time.time()
 
     def announced_size(h, w):
         rows, columns = size_of(h, w)
         _, _, width, height = args.region or (0, 0, w, h)
         change = columns * height / (rows * width) - 1
-        if args.resolution and abs(change) > 0.02:
+        if args.size[0] == 'resolution' and abs(change) > 0.02:
             print(f'{source}: {columns}x{rows} changes the aspect by {abs(change):.0%}; --max-side '
                   f'{max(rows, columns)} keeps it')
         return rows, columns
 
-    target = target or functools.partial(jobs.free_name, source, scale=scale)
     if jobs.is_clip(source, target):
         if args.decode is None:
             renderer = dataclasses.replace(renderer, decode='auto')

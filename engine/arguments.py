@@ -2,10 +2,17 @@
 import argparse
 import difflib
 import math
+import re
 import sys
 
 
 PRECISIONS = 'float32', 'tf32', 'bf16', 'fp16'
+# What gives the size of an output or a part of the source: the meaning, how many numbers there may be, their type.
+SIZES = {'resolution': ('H,W or WxH in pixels', (2,), int),
+         'scale': ('a factor, or two: vertical,horizontal', (1, 2), float),
+         'width': ('pixels', (1,), int), 'height': ('pixels', (1,), int),
+         'max-side': ('pixels of the longer side', (1,), int),
+         'region': ('x,y,width,height in source pixels', (4,), float)}
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,6 +38,8 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f'error: {message}; see {self.prog} --help{minus}\n')
 
 
+# Argument types: functions of the text that return the value, or raise ArgumentTypeError.
+
 def largest_scale(text):
     """The value of --cell-clip."""
     try:
@@ -40,3 +49,40 @@ def largest_scale(text):
     if not 1 <= scale < math.inf:
         raise argparse.ArgumentTypeError(f'found {text}, expected the largest scale of training, 1 or more')
     return scale
+
+
+def device(text):
+    """The value of --gpu for one process: the number of a GPU, or 'cpu', as text."""
+    if not re.fullmatch('cpu|[0-9]+', text):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a GPU's number such as 0, or cpu")
+    return text
+
+
+def whole(low, high=math.inf):
+    """The type of whole numbers from `low` to `high`."""
+    def parse(text):
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            span = f'from {low} to {high}' if high < math.inf else f'of at least {low}'
+            raise argparse.ArgumentTypeError(f'found {text}, expected a whole number {span}')
+        return value
+    return parse
+
+
+def numbers(kind):
+    """The type of a key of SIZES: a tuple of numbers, all above zero except a region's x and y."""
+    meaning, counts, number = SIZES[kind]
+
+    def parse(text):
+        swapped = re.fullmatch(r'\s*(\d+)\s*[xX×]\s*(\d+)\s*', text) if kind == 'resolution' else None
+        try:
+            values = tuple(map(number, swapped.groups()[::-1] if swapped else text.split(',')))
+        except ValueError:
+            values = ()
+        if len(values) not in counts or not all(map(math.isfinite, values)) or min(values[-2:]) <= 0:
+            raise argparse.ArgumentTypeError(f'found {text!r}, expected {meaning}, above zero')
+        return values
+    return parse

@@ -6,12 +6,15 @@
 In the first form the image is the ground truth, and the input is its reduction by --scale (any number) with MATLAB's
 bicubic kernel; in the second the image is the input, and there is no ground truth.
 """
+import sys
+
 import _path
 
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
+from engine.arguments import numbers
 from engine.checkpoint import model_path
 from engine.evaluation.runs import split_label
 from engine.rendering.api import choose_model, to_numpy, to_tensor
@@ -20,7 +23,6 @@ from engine.rendering.figures import (ACCENT, GROUND, INK, PAPER, SOFT, add_mode
 from datasets.imresize import imresize, lr_size
 from engine.rendering.renderer import quantize
 from engine.runtime import Parser, run_program
-from engine.rendering.sizes import parse
 from utils import UserError, calc_psnr
 
 METHODS = ('nearest', 'bilinear', 'bicubic')
@@ -33,8 +35,8 @@ def main(argv=None):
     parser.add_argument('--output', required=True, help='the figure, .png, .jpg or .webp')
     parser.add_argument('--scale', type=float, default=4, help='4')
     parser.add_argument('--input-only', action='store_true', help='the image is the input, there is no ground truth')
-    parser.add_argument('--region', metavar='X,Y,W,H', help='the inset, in pixels of the input; default: where there '
-                        'is most detail')
+    parser.add_argument('--region', type=numbers('region'), metavar='X,Y,W,H',
+                        help='the inset, in pixels of the input; default: where there is most detail')
     parser.add_argument('--width', type=int, default=1680, help='of the figure, in pixels; 1680')
     add_model_arguments(parser, precision='float32')
     args = parser.parse_args(argv)
@@ -44,10 +46,13 @@ def main(argv=None):
     h, w = low.shape[-2:]
     size = truth.shape[-2:] if truth is not None else (max(1, round(h * args.scale)), max(1, round(w * args.scale)))
     check_size(size)
-    region = parse('region', args.region, '--region') if args.region is not None else busiest(low)
+    region = args.region or busiest(low)
     panels = [(name, baseline(name).open(low)) for name in METHODS]
-    chosen = args.model or model_path(choose_model(args.image if args.input_only else None))
-    name, args.model = split_label(chosen)
+    if args.model is None:
+        chosen, sentence = choose_model(args.image if args.input_only else None)
+        print(sentence, file=sys.stderr)
+        args.model = model_path(chosen)
+    name, args.model = split_label(args.model)
     panels.append((name, renderer_of(args).open(low)))
     panels, notes = render(panels, low, truth, size, region, args.width)
     scale = f'x{args.scale:g}'

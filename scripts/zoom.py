@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from engine.arguments import numbers
 from engine.rendering.api import to_numpy, to_tensor
 from engine.rendering.figures import (View, add_model_arguments, baseline, check_size, ease, positive,
                                       renderer_of, save_animation, tag)
 from engine.runtime import Parser, describe_device, run_program
-from engine.rendering.sizes import parse
 from utils import UserError
 
 
@@ -31,14 +31,15 @@ def main(argv=None):
     parser.add_argument('--factor', type=float, default=30, help='how far; 30')
     parser.add_argument('--seconds', type=float, default=8, help='how long; 8')
     parser.add_argument('--fps', type=float, default=30, help='frames a second; 30')
-    parser.add_argument('--size', metavar='H,W', default='480,640', help='of a frame, in pixels; 480,640')
+    parser.add_argument('--size', type=numbers('resolution'), metavar='H,W', default=(480, 640),
+                        help='of a frame, in pixels; 480,640')
     parser.add_argument('--beside', action='store_true', help='two halves that show the same place, the left one by '
                         'bicubic interpolation')
     parser.add_argument('--back', action='store_true', help='zoom out again, for a GIF that loops')
     add_model_arguments(parser)
     args = parser.parse_args(argv)
 
-    size = parse('resolution', args.size, '--size')
+    size = args.size
     check_size(size)
     positive('factor', args.factor, most=10_000)
     count = max(2, round(positive('seconds', args.seconds, most=3600) * positive('fps', args.fps, most=240)))

@@ -22,7 +22,8 @@ from utils import UserError
 def load_renderer(model=None, gpu=None, ema=False, precision='float32', image=None, **options):
     """A Renderer (engine/rendering/renderer.py) of a checkpoint.
 
-    model: the path of a checkpoint, or a name in weights/, such as 'clean' or 'photo'; default: `choose_model(image)`
+    model: the path of a checkpoint, or a name in weights/, such as 'clean' or 'photo'; default: `choose_model(image)`,
+        which is said on stderr
     gpu: the number of a GPU, or 'cpu'; default: the first GPU, else the CPU
     ema: use the checkpoint's averaged weights
     precision: 'float32', 'bf16', 'fp16' or 'tf32' (GPU only), or 'auto': bf16 if a trial is 1.5 times as fast with it
@@ -30,22 +31,22 @@ def load_renderer(model=None, gpu=None, ema=False, precision='float32', image=No
     options: the others of Renderer
     Raises UserError for a file that is not a checkpoint, or whose model has no query_rgb.
     """
-    path = choose_model(image) if model is None else model
+    path, sentence = choose_model(image) if model is None else (model, None)
     net, data_norm = load_model(path, select_device(None if gpu is None else str(gpu), announce=False), ema=ema)
     if not hasattr(net, 'query_rgb'):
         raise UserError(f'{path}: its model, {type(net).__name__}, has no decoder to ask for any size; expected one '
                         f'such as liif or metasr')
     renderer = Renderer(net, data_norm, 'float32' if precision == 'auto' else precision, **options)
+    if sentence and (image is None or os.path.exists(image)):  # a missing file gets its error alone
+        say_once(sentence)
     return fastest(renderer)[0] if precision == 'auto' else renderer
 
 
 def choose_model(image=None):
-    """The name of the weights to use where none are named, which is said on stderr: by the content of the file `image`,
+    """(Name of the weights to use where none are named, a sentence that says so): by the content of the file `image`,
     as `suited_model` does; without one, 'clean'."""
     name, reason = (CLEAN, 'which come with the project') if image is None else suited_model(image_format(image))
-    if image is None or os.path.exists(image):  # a missing file gets its error alone
-        say_once(f'using the weights {name} ({os.path.relpath(model_path(name))}), {reason}')
-    return name
+    return name, f'using the weights {name} ({os.path.relpath(model_path(name))}), {reason}'
 
 
 def to_tensor(image):
@@ -70,7 +71,7 @@ def to_tensor(image):
         raise UserError(f'{found} is not an image: expected an array (h, w, 3), or a tensor (3, h, w)')
     if not image.is_floating_point():
         if image.dtype not in (torch.uint8, torch.uint16):
-            raise UserError(f'{found} holds {image.dtype}: wanted uint8, uint16, or floats in [0, 1]')
+            raise UserError(f'{found} holds {image.dtype}: expected uint8, uint16, or floats in [0, 1]')
         image = image.to(torch.float32) / torch.iinfo(image.dtype).max
     if 0 in image.shape or not (0 <= image.min() and image.max() <= 1):  # also refuses NaN
         raise UserError(f'{found} holds nothing, or values outside of [0, 1]: give floats in [0, 1], or uint8')

@@ -1,6 +1,7 @@
 """Enlarging files: which outputs are made from which images and videos, and how."""
 import contextlib
 import dataclasses
+import functools
 import glob
 import itertools
 import math
@@ -20,17 +21,18 @@ from utils import UserError
 
 # Which files.
 
-def find_jobs(inputs, output=None):
+def find_jobs(inputs, output=None, scale=None):
     """([(source, target)], whether they are a batch rather than one named file).
 
-    inputs: files, folders and patterns; output: a file or folder; default: targets are None, for `free_name`
+    inputs: files, folders and patterns; output: a file or folder; default: targets are functions of the size (H, W),
+    `free_name` with this `scale`
     Raises UserError if nothing is found, for targets that clash and for kinds of image that are not written.
     """
     first = inputs[0]
     if output is None:
         if any(os.path.isdir(item) or not os.path.exists(item) and glob.has_magic(item) for item in inputs):
             raise UserError(f'{" ".join(inputs)}: expected an output folder for a folder or a pattern')
-        return [(source, None) for source in inputs], len(inputs) > 1
+        return [(source, functools.partial(free_name, source, scale=scale)) for source in inputs], len(inputs) > 1
     if len(inputs) == 1 and not os.path.isdir(first) and (os.path.exists(first) or not glob.has_magic(first)):
         if os.path.isdir(output) or output.endswith(('/', os.sep)):
             output = os.path.join(output, mirrored(os.path.basename(first)))
@@ -88,9 +90,10 @@ def mirrored(name):
 
 
 def free_name(source, size, scale=None):
-    """A name in the folder of `source` that is not taken: photo_x4.png, or photo_1920x1080.png for scale None."""
+    """A name in the folder of `source` that is not taken: photo_x4.png, or photo_1920x1080.png for scale None; scale:
+    one or two numbers."""
     stem, suffix = os.path.splitext(mirrored(source))
-    stem += f'_x{scale}' if scale else f'_{size[1]}x{size[0]}'
+    stem += '_x' + ','.join(f'{v:g}' for v in scale) if scale else f'_{size[1]}x{size[0]}'
     suffix = suffix if videos.is_video(source) else '.png'
     names = itertools.chain([stem + suffix], (f'{stem}-{n}{suffix}' for n in itertools.count(2)))
     return next(name for name in names if not os.path.lexists(name))
@@ -104,26 +107,34 @@ def is_clip(source, target):
 
 def is_done(source, target, size_of):
     """Whether the target is newer than the source and, for images, of the size asked for."""
-    if target is None or not os.path.exists(target) or not os.path.exists(source) \
+    if callable(target) or not os.path.exists(target) or not os.path.exists(source) \
             or os.path.getmtime(target) < os.path.getmtime(source):
         return False
-    size = pictures.picture_size(source)
-    with contextlib.suppress(UserError):  # said when it is tried
-        return videos.is_video(target) or size is not None and pictures.picture_size(target) == size_of(*size)
+    with contextlib.suppress(UserError):  # raised again when the job is checked
+        return videos.is_video(target) or pictures.picture_size(target) == size_of(*pictures.picture_size(source))
     return False
 
 
-def workload(jobs, size_of):
-    """(source pixels, output pixels) of jobs, from the headers of files; those that cannot be done count nothing."""
-    source = output = 0
-    for path, target in jobs:
-        with contextlib.suppress(UserError):
-            video = videos.read_video(path) if is_clip(path, target) else None
-            size, frames = (video.size, video.count) if video else (pictures.picture_size(path), 1)
-            if size is not None:
-                output += math.prod(size_of(*size)) * frames
-                source += size[0] * size[1] * frames
-    return source, output
+def check_job(source, target, size_of, max_pixels=MAX_PIXELS):
+    """(source pixels, output pixels) of a job. Raises UserError for what the headers of files and the names tell:
+    sources that cannot be read, sizes that make no sense, targets that cannot be written."""
+    if is_clip(source, target):
+        video = videos.read_video(source)
+        (h, w), frames = video.size, video.count
+        size = size_of(h, w)
+        path = target(size) if callable(target) else target
+        videos.remarks(path, size)
+    else:
+        (h, w), frames = pictures.picture_size(source, max_pixels), 1
+        size = size_of(h, w)
+        path = target(size) if callable(target) else target
+        pictures.check_side(path, size)
+    folder = os.path.dirname(os.path.abspath(path))
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise UserError(f'output {path}: {folder} is not a folder that can be written to, choose another place')
+    return h * w * frames, size[0] * size[1] * frames
 
 
 # Enlarging.
@@ -132,7 +143,7 @@ def enlarge_picture(source, target, renderer, size_of, region=None, quality=95, 
     """Write an image enlarged.
 
     source: the file; target: the file to write, or a function of the size (H, W) that names it
-    size_of: a function (h, w) -> (H, W), as `sizes.parse_size` returns
+    size_of: a function (h, w) -> (H, W), as `sizes.size_rule` returns
     region: (x, y, width, height) in source pixels; quality: of JPEG, WebP and AVIF; max_pixels: see `read_picture`
     say: called with remarks about what cannot be kept
     Returns (path, source size, size, 1 frame). Raises UserError.

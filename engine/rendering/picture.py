@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageCms, features
 
-from datasets.images import FORMATS, MAX_PIXELS, BadImage, decode_png16, is_png16, open_header, open_image, png_chunks
+from datasets.images import FORMATS, MAX_PIXELS, decode_png16, is_png16, open_header, open_image, png_chunks
 from engine.rendering.png import write_png
 from engine.rendering.renderer import grid_axis, quantize
 from utils import UserError, atomic_write
@@ -81,18 +81,16 @@ def read_picture(path, max_pixels=MAX_PIXELS, data=None):
         return _read(image, data, path)
 
 
-def picture_size(path):
-    """(h, w) of an image file, upright, from its header alone; None if it cannot be read."""
-    try:
-        with open_header(path, None) as image:
-            width, height = image.size
-            if image.format == 'TIFF':  # some versions of Pillow have turned its size already
-                width, height = image.tag_v2[256], image.tag_v2[257]
-            # For the EXIF of a PNG that does not begin with it, Pillow would decode the whole image.
-            plain = image.format == 'PNG' and 'exif' not in image.info
-            return (width, height) if not plain and _orientation(image) in (5, 6, 7, 8) else (height, width)
-    except BadImage:
-        return None
+def picture_size(path, max_pixels=None):
+    """(h, w) of an image file, upright, from its header alone. Raises BadImage as `read_picture` does, as far as the
+    header tells."""
+    with open_header(path, max_pixels) as image:
+        width, height = image.size
+        if image.format == 'TIFF':  # some versions of Pillow have turned its size already
+            width, height = image.tag_v2[256], image.tag_v2[257]
+        # For the EXIF of a PNG that does not begin with it, Pillow would decode the whole image.
+        plain = image.format == 'PNG' and 'exif' not in image.info
+        return (width, height) if not plain and _orientation(image) in (5, 6, 7, 8) else (height, width)
 
 
 def _read(image, data, path):
@@ -286,7 +284,7 @@ def file_format(path):
     suffix = os.path.splitext(path)[1].lower()
     kind = FORMATS.get(suffix)
     if kind not in WRITES:
-        raise UserError(f'output {path}: found {suffix or "no suffix"!r}, wanted a name that ends in '
+        raise UserError(f'output {path}: found {suffix or "no suffix"!r}, expected a name that ends in '
                         f'{", ".join(s for s, name in FORMATS.items() if name in WRITES)}')
     if kind == 'AVIF' and not features.check('avif'):
         raise UserError(f'output {path}: the installed Pillow cannot write AVIF: pip install "pillow>=11.3", or name a '
@@ -294,14 +292,20 @@ def file_format(path):
     return kind
 
 
+def check_side(path, size):
+    """The `file_format` of a file to be written, which can hold the sides of size (H, W). Raises UserError."""
+    kind = file_format(path)
+    if max(size) > LONGEST_SIDE[kind]:
+        raise UserError(f'output {path}: found {size[1]}x{size[0]} pixels, expected at most {LONGEST_SIDE[kind]} per '
+                        f'side for {kind}: name a .png file')
+    return kind
+
+
 def check_output(path, picture, size):
     """Check, before anything is rendered, that a file can hold the picture at size (H, W). Returns a list of remarks
     on what is lost. Raises UserError if the file cannot hold it."""
-    kind = file_format(path)
+    kind = check_side(path, size)
     (height, width), channels = size, len(picture.colour) + (picture.alpha is not None)
-    if max(size) > LONGEST_SIDE[kind]:
-        raise UserError(f'output {path}: {width}x{height} pixels, but {kind} holds at most {LONGEST_SIDE[kind]} per '
-                        f'side: name a .png file')
     if kind == 'TIFF' and height * width * channels * picture.depth // 8 > 4_000_000_000:
         raise UserError(f'output {path}: {width}x{height} pixels do not fit the 4 GB of a TIFF: name a .png file')
     if kind == 'TIFF' and picture.depth == 16 and channels > 1:

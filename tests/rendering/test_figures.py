@@ -194,13 +194,11 @@ def test_growing_sizes(files, tmp_path):
     (compare, ['--scale', 0.5], '--scale: found 0.5'),
     (compare, ['--scale', 'nan'], '--scale: found nan'),
     (compare, ['--region', '50,0,20,5', '--input-only'], 'inside the image'),
-    (compare, ['--region', 'here'], '--region'),
     (compare, ['--scale', 1e6, '--input-only'], 'at most 100 million'),
     (compare, ['--scale', 100], 'too small'),
     (zoom, ['--factor', 0], '--factor: found 0'),
     (zoom, ['--centre', '70,3'], 'inside the image of 60x42'),
     (zoom, ['--centre', 'nan,3'], 'inside the image of 60x42'),
-    (zoom, ['--size', '0,5'], '--size'),
     (zoom, ['--seconds', '-1'], '--seconds'),
     (change_resolution, ['--input-size', 61], '1 to 60'),
     (change_resolution, ['--end', 0], '--end'),
@@ -210,6 +208,14 @@ def test_mistakes_are_one_line_and_leave_nothing(files, tmp_path, script, args, 
     with pytest.raises(UserError, match=words) as error:
         run(script, files, tmp_path / ('out.png' if script is compare else 'out'), *args)
     assert '\n' not in str(error.value) and not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize('script, args', [(compare, ['--region', 'here']), (zoom, ['--size', '0,5'])])
+def test_wrong_arguments_are_one_line(files, tmp_path, script, args, capsys):
+    with pytest.raises(SystemExit):
+        run(script, files, tmp_path / 'out', *args)
+    said = capsys.readouterr().err
+    assert f'{args[0]}: found {args[1]!r}, expected' in said and said.count('\n') == 1
 
 
 @pytest.mark.parametrize('script', [compare, zoom, change_resolution])

@@ -14,8 +14,7 @@ from engine.rendering import renderer as render
 from engine.rendering import video as videos
 from engine.rendering.renderer import Renderer
 from tests.common import small_model
-from tests.rendering.test_demo import (PHOTO, checkpoints, pixels, reference, registered,  # noqa: F401 (fixtures)
-                                       upscale)
+from tests.rendering.common import PHOTO, pixels, reference
 from utils import UserError
 
 

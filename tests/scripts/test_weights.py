@@ -21,7 +21,8 @@ from engine.evaluation.runs import Options, run_suite
 from engine.evaluation.suite import read_suite
 from scripts.sample_photos import write_sample
 from tests.common import ROOT
-from tests.rendering.test_demo import PHOTO, checkpoints, registered  # noqa: F401 (fixtures)
+from tests.rendering.common import PHOTO
+from tests.rendering.conftest import checkpoints, registered  # noqa: F401 (fixtures)
 from tests.survival import make_images, run, tiny_config, write_config
 from utils import UserError
 
