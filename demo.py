@@ -118,35 +118,26 @@ def one_failure(source, batch, failed):
 
 def make_renderers(args, pixels):
     """{job: Renderer} for {job: (source pixels, output pixels)}, once it has said how long the jobs will take if that
-    is long."""
-    from engine.rendering.api import choose_model
-    groups, renderers, seconds = {}, {}, 0
+    is long. Without --model, the content of a file decides which weights it gets."""
+    from engine.rendering.api import choose_model, load_renderer
+    from engine.rendering.pace import Pace, fastest
+    groups, renderers, seconds, auto = {}, {}, 0, args.precision == 'auto'
     for job in pixels:
         groups.setdefault(args.model or choose_model(job[0])[0], []).append(job)
     for group in groups.values():
-        renderer, more = make_renderer(args, group[0][0], [sum(column) for column in zip(*map(pixels.get, group))])
+        renderer = load_renderer(args.model, args.gpu, args.ema, 'float32' if auto else args.precision, group[0][0],
+                                 tile=args.tile, cell_clip=args.cell_clip, self_ensemble=args.self_ensemble,
+                                 decode=args.decode or 'exact', lattice=args.lattice or 6)
+        source, output = (sum(column) for column in zip(*map(pixels.get, group)))
+        if auto or source + output > SMALL:
+            renderer, pace = fastest(renderer) if auto else (renderer, Pace(renderer))
+            seconds += pace.seconds(source, output) * (8 if args.self_ensemble else 1)
         renderers.update(dict.fromkeys(group, renderer))
-        seconds += more
     if seconds > SLOW and args.decode in (None, 'exact'):
         print(f'this takes about {seconds:.0f} s' if seconds < 120 else f'this takes about {seconds / 60:.0f} min',
               f'on {renderer.device} in {renderer.precision}' + (
                   '; no CUDA GPU was found' if args.gpu is None and renderer.device.type == 'cpu' else ''), flush=True)
     return {job: renderers[job] for job in pixels}
-
-
-def make_renderer(args, source, pixels):
-    """(The Renderer of --model, or of the weights for the file `source`; the seconds that `pixels` (source, output)
-    will take, 0 for few pixels)."""
-    from engine.rendering.api import load_renderer
-    from engine.rendering.pace import Pace, fastest
-    auto = args.precision == 'auto'
-    renderer = load_renderer(args.model, args.gpu, args.ema, 'float32' if auto else args.precision, source,
-                             tile=args.tile, cell_clip=args.cell_clip, self_ensemble=args.self_ensemble,
-                             decode=args.decode or 'exact', lattice=args.lattice or 6)
-    if not auto and sum(pixels) < SMALL:
-        return renderer, 0
-    renderer, pace = fastest(renderer) if auto else (renderer, Pace(renderer))
-    return renderer, pace.seconds(*pixels) * (8 if args.self_ensemble else 1)
 
 
 def enlarge(source, target, renderer, size_of, args):
@@ -169,7 +160,7 @@ def enlarge(source, target, renderer, size_of, args):
             renderer = dataclasses.replace(renderer, decode='auto')
         done = jobs.enlarge_video(source, target, renderer, announced_size, args.region)
     else:
-        done = jobs.enlarge_picture(source, target, renderer, announced_size, args.region, args.quality,
+        done = jobs.enlarge_image(source, target, renderer, announced_size, args.region, args.quality,
                                     None if args.insist else images.MAX_PIXELS)
     path, (h, w), (rows, columns), frames = done
     seconds, times = time.time() - started, f' x {frames} frames' if frames > 1 else ''

@@ -178,8 +178,7 @@ def _identify(file, path, max_pixels):
             Image.MAX_IMAGE_PIXELS = limit
     width, height = image.size
     if image.format == 'TIFF' and image.tag_v2.get(IMAGE_DEPTH, 1) != 1:
-        raise BadImage(f'image {path} is a volume of {image.tag_v2[IMAGE_DEPTH]} slices: save the wanted slice as an '
-                       f'image')
+        raise BadImage(f'image {path} is a volume of {image.tag_v2[IMAGE_DEPTH]} slices: save one slice as an image')
     if image.format == 'WEBP' and max(width, height) > WEBP_SIDE:
         raise BadImage(f'image {path} has a header for {width}x{height} pixels, but WebP holds at most {WEBP_SIDE} per '
                        f'side: it seems damaged; replace it')
@@ -210,7 +209,7 @@ def _bad_image(path):
     except FileNotFoundError:
         raise BadImage(f'image {path} does not exist: check the name') from None
     except IsADirectoryError:
-        raise BadImage(f'{path} is a folder, wanted an image') from None
+        raise BadImage(f'{path} is a folder, expected an image') from None
     except Exception as error:  # decoders of damaged data raise exceptions of any type
         reason = str(error).split('\n')[0] or type(error).__name__
         raise BadImage(f'image {path} cannot be read ({reason}): replace or remove it') from error
@@ -224,12 +223,8 @@ def _passes(height, width, interlaced):
 
 def _check_length(data, size):
     """Raise ValueError if a PNG's compressed data gives fewer than `size` bytes: Pillow leaves the rest black."""
-    inflate = zlib.decompressobj()
-    for _, part in png_chunks(data, (b'IDAT',)):
-        while part and size > 0:
-            size -= len(inflate.decompress(part, 1 << 20))
-            part = inflate.unconsumed_tail
-    if size > 0 and size > len(inflate.flush()):
+    compressed = b''.join(content for _, content in png_chunks(data, (b'IDAT',)))
+    if len(zlib.decompressobj().decompress(compressed, size)) < size:
         raise ValueError('the image data ends too early')
 
 

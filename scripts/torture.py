@@ -18,7 +18,7 @@ from engine.runtime import Parser, run_program
 
 
 RESUME, CHECKPOINT = 'tests/training/test_resume.py::', 'tests/engine/test_checkpoint.py::'
-FILES, DATA = 'tests/rendering/test_image_files.py::', 'tests/datasets/test_image_folder.py::'
+FILES, DATA = 'tests/rendering/test_reading.py::', 'tests/datasets/test_image_folder.py::'
 CASES = {
     'kills': [RESUME + 'test_kills_anywhere_change_nothing'],
     'signals': [RESUME + 'test_signals_anywhere_change_nothing'],

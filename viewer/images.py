@@ -11,7 +11,7 @@ from PIL import Image
 from datasets.images import TooLarge
 from engine.checkpoint import suited_model, weights_by_name
 from engine.rendering.api import load_renderer, to_numpy
-from engine.rendering.picture import read_picture
+from engine.rendering.reading import read_source
 from engine.rendering.renderer import quantize
 from models import decodes_grids
 from utils import UserError
@@ -26,11 +26,11 @@ BAND = 4 << 20  # pixels of a download that are rendered together
 class Opened:
     """An image that is open: its name, its file's format, pixels as the page gets them, with alpha or without."""
 
-    def __init__(self, name, picture):
-        img = picture.for_network()  # (3, h, w), coloured under transparent pixels, too
-        if picture.alpha is not None:
-            img = torch.cat([img, picture.alpha])
-        self.name, self.format = name, picture.format
+    def __init__(self, name, image):
+        img = image.for_network()  # (3, h, w), coloured under transparent pixels, too
+        if image.alpha is not None:
+            img = torch.cat([img, image.alpha])
+        self.name, self.format = name, image.format
         self.pixels = to_numpy(quantize(img, torch.uint8))  # (h, w, 3 or 4)
         self.size = self.pixels.shape[:2]
 
@@ -78,7 +78,7 @@ class Viewer:
         """Read an image, of the file `name` or from bytes; its id. Raises UserError."""
         with self.opening:
             try:
-                found = Opened(os.path.basename(name), read_picture(name, self.max_pixels, data))
+                found = Opened(os.path.basename(name), read_source(name, self.max_pixels, data))
             except TooLarge as error:
                 raise UserError(f'{error.found}: start the viewer with a larger --max-pixels') from None
             key = secrets.token_urlsafe(12)

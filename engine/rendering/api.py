@@ -13,7 +13,7 @@ from PIL import Image
 from datasets.images import image_format
 from engine.checkpoint import CLEAN, load_model, model_path, suited_model
 from engine.rendering.pace import fastest
-from engine.rendering.picture import read_picture
+from engine.rendering.reading import read_source
 from engine.rendering.renderer import Renderer
 from engine.runtime import say_once, select_device
 from utils import UserError
@@ -56,7 +56,7 @@ def to_tensor(image):
     (1, h, w). uint8 and uint16 are divided by 255 and 65535, floats are in [0, 1] already. Raises UserError.
     """
     if isinstance(image, (str, os.PathLike)):
-        return read_picture(os.fspath(image)).for_network()
+        return read_source(os.fspath(image)).for_network()
     if isinstance(image, Image.Image):
         image = np.asarray(image.convert('RGB'))
     if isinstance(image, np.ndarray):

@@ -12,9 +12,9 @@ from tqdm import tqdm
 import models
 from engine.arguments import PRECISIONS
 from engine.rendering.api import load_renderer, to_numpy
-from engine.rendering.picture import pillow_bytes, writable
 from engine.rendering.renderer import Renderer
 from engine.rendering.video import WRITES, write_video
+from engine.rendering.writing import pillow_bytes, writable
 from utils import UserError, atomic_write
 
 
@@ -88,7 +88,7 @@ def save_image(image, path):
     """Write a PIL image, completely or not at all, in the format of the name's suffix. Raises UserError."""
     kind = Image.registered_extensions().get(os.path.splitext(path)[1].lower())
     if kind not in Image.SAVE:
-        raise UserError(f'output {path}: wanted a name that ends in .png, .jpg or .webp')
+        raise UserError(f'output {path}: expected a name that ends in .png, .jpg or .webp')
     options = {'quality': 92, 'subsampling': 0} if kind == 'JPEG' else {}
     with writable(path), atomic_write(path) as f:
         f.write(pillow_bytes(image, kind, **options))
@@ -104,7 +104,7 @@ def save_animation(path, frames, count, size, fps, desc):
             tick = 1 / Fraction(fps).limit_denominator(1000)
             write_video(path, ((frame, i) for i, frame in enumerate(frames)), size, tick)
     elif suffix:
-        raise UserError(f'output {path}: wanted a name that ends in {", ".join(WRITES)}, or one without suffix for a '
+        raise UserError(f'output {path}: expected a name that ends in {", ".join(WRITES)}, or one without suffix for a '
                         f'folder of PNG frames')
     else:
         _save_frames(path.rstrip('/'), frames)
@@ -131,7 +131,7 @@ def _save_frames(path, frames):
 def positive(name, value, least=0.0, most=math.inf):
     """Raises UserError unless least < value <= most."""
     if not least < value <= most:
-        raise UserError(f'--{name}: found {value:g}, wanted more than {least:g}'
+        raise UserError(f'--{name}: found {value:g}, expected more than {least:g}'
                         + (f' and at most {most:g}' if most < math.inf else ''))
     return value
 

@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 import models
 from datasets.images import FORMATS, MAX_PIXELS
-from engine.rendering import picture as pictures
 from engine.rendering import video as videos
-from engine.rendering.renderer import Renderer, quantize
+from engine.rendering.reading import read_source, source_size
+from engine.rendering.renderer import Renderer
+from engine.rendering.writing import LONGEST_SIDE, check_output, file_format, to_pixels, write_image
 from utils import UserError
 
 
@@ -52,7 +53,7 @@ def find_jobs(inputs, output=None, scale=None):
         if os.path.realpath(source) == os.path.realpath(target):
             raise UserError(f'{source} would be overwritten: name another output')
         if not is_clip(source, target):
-            pictures.file_format(target)
+            file_format(target)
     return jobs, batch
 
 
@@ -86,7 +87,7 @@ def mirrored(name):
     stem, suffix = os.path.splitext(name)
     if videos.is_video(name):
         return name if suffix.lower() in videos.WRITES else stem + '.mp4'
-    return name if FORMATS.get(suffix.lower()) in pictures.WRITES else stem + '.png'
+    return name if FORMATS.get(suffix.lower()) in LONGEST_SIDE else stem + '.png'
 
 
 def free_name(source, size, scale=None):
@@ -111,7 +112,7 @@ def is_done(source, target, size_of):
             or os.path.getmtime(target) < os.path.getmtime(source):
         return False
     with contextlib.suppress(UserError):  # raised again when the job is checked
-        return videos.is_video(target) or pictures.picture_size(target) == size_of(*pictures.picture_size(source))
+        return videos.is_video(target) or source_size(target) == size_of(*source_size(source))
     return False
 
 
@@ -125,10 +126,10 @@ def check_job(source, target, size_of, max_pixels=MAX_PIXELS):
         path = target(size) if callable(target) else target
         videos.remarks(path, size)
     else:
-        (h, w), frames = pictures.picture_size(source, max_pixels), 1
+        (h, w), frames = source_size(source, max_pixels), 1
         size = size_of(h, w)
         path = target(size) if callable(target) else target
-        pictures.check_side(path, size)
+        file_format(path, size)
     folder = os.path.dirname(os.path.abspath(path))
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
@@ -139,39 +140,38 @@ def check_job(source, target, size_of, max_pixels=MAX_PIXELS):
 
 # Enlarging.
 
-def enlarge_picture(source, target, renderer, size_of, region=None, quality=95, max_pixels=MAX_PIXELS, say=print):
+def enlarge_image(source, target, renderer, size_of, region=None, quality=95, max_pixels=MAX_PIXELS):
     """Write an image enlarged.
 
     source: the file; target: the file to write, or a function of the size (H, W) that names it
     size_of: a function (h, w) -> (H, W), as `sizes.size_rule` returns
-    region: (x, y, width, height) in source pixels; quality: of JPEG, WebP and AVIF; max_pixels: see `read_picture`
-    say: called with remarks about what cannot be kept
-    Returns (path, source size, size, 1 frame). Raises UserError.
+    region: (x, y, width, height) in source pixels; quality: of JPEG, WebP and AVIF; max_pixels: see `read_source`
+    Prints what cannot be kept. Returns (path, source size, size, 1 frame). Raises UserError.
     """
     with readable_errors(source):
-        picture = pictures.read_picture(source, max_pixels)
-        size = size_of(*picture.size)
+        image = read_source(source, max_pixels)
+        size = size_of(*image.size)
         path = target(size) if callable(target) else target
-        for remark in pictures.check_output(path, picture, size):
-            say(f'{source}: {remark}')
-        method, img, part = reduce_first(renderer, picture.for_network(), size, region)
-        if method is not renderer and picture.alpha is not None:
-            picture = picture._replace(alpha=method.open(picture.alpha.expand(3, -1, -1)).render(size, region)[:1])
+        for remark in check_output(path, image, size):
+            print(f'{source}: {remark}')
+        method, img, part = reduce_first(renderer, image.for_network(), size, region)
+        if method is not renderer and image.alpha is not None:
+            image = image._replace(alpha=method.open(image.alpha.expand(3, -1, -1)).render(size, region)[:1])
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         with tqdm(total=size[0] * size[1], desc=os.path.basename(path), unit='px', unit_scale=True, leave=False,
                   disable=None) as bar:
-            pictures.write_picture(path, picture, size, watched(method.open(img), size, part, bar), part, quality)
-    return path, picture.size, size, 1
+            write_image(path, image, size, watched(method.open(img), size, part, bar), part, quality)
+    return path, image.size, size, 1
 
 
-def enlarge_video(source, target, renderer, size_of, region=None, say=print):
-    """As `enlarge_picture`, for a video, frame by frame."""
+def enlarge_video(source, target, renderer, size_of, region=None):
+    """As `enlarge_image`, for a video, frame by frame."""
     with readable_errors(source):
         video = videos.read_video(source)
         size = size_of(*video.size)
         path = target(size) if callable(target) else target
         for remark in videos.remarks(path, size, video.deep):
-            say(f'{source}: {remark}')
+            print(f'{source}: {remark}')
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         frames = tqdm(render_frames(video, renderer, size, region), desc=os.path.basename(path), total=video.count,
                       unit='frame', leave=False, disable=None)
@@ -191,7 +191,7 @@ def render_frames(video, renderer, size, region):
             method, img, part = reduce_first(renderer, img, size, region)
             scene, image = method.open(img), np.empty((*size, 3), frame.dtype)
             for top, left, rgb in watched(scene, size, part):
-                pixels = quantize(rgb.cpu() if video.deep else rgb, dtype).permute(1, 2, 0).cpu().numpy()
+                pixels = to_pixels(rgb, dtype)
                 image[top:top + len(pixels), left:left + pixels.shape[1]] = pixels
             if scene.redone:  # the next frames would overflow too
                 renderer = dataclasses.replace(renderer, precision='float32')

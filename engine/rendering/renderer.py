@@ -138,23 +138,20 @@ class Scene:
             scene.encode()
         return self
 
-    def render(self, size, region=None, dtype=torch.float32, progress=None):
+    def render(self, size, region=None, dtype=torch.float32):
         """The image, or its part `region` = (x, y, width, height) in source pixels, at size = (H, W).
 
         Returns (3, H, W) on the CPU: float32 in [0, 1], or uint8 or uint16 rounded from it.
-        progress: called with the number of pixels each time some are finished.
         """
         dtype = {'uint16': torch.uint16, 'uint8': torch.uint8, 'float32': torch.float32}.get(dtype, dtype)
         if dtype not in (torch.float32, torch.uint8, torch.uint16):
-            raise UserError(f'dtype: found {dtype!r}, wanted float32, uint8 or uint16')
+            raise UserError(f'dtype: found {dtype!r}, expected float32, uint8 or uint16')
         if not isinstance(size, (tuple, list)) or len(size) != 2 \
                 or not all(isinstance(n, Integral) and n > 0 for n in size):
             raise UserError(f'the output size is (height, width), whole numbers, at least 1 pixel each, found {size!r}')
         out = torch.empty(3, *size, dtype=dtype)
         for top, left, rgb in self.rectangles(size, region):
             out[:, top:top + rgb.shape[1], left:left + rgb.shape[2]] = quantize(rgb, dtype).cpu()
-            if progress is not None:
-                progress(rgb.shape[1] * rgb.shape[2])
         return out
 
     def rectangles(self, size, region=None):

@@ -110,7 +110,7 @@ def remarks(path, size, deep=False):
     """Sentences on what may surprise a viewer of the video. Raises UserError for a name that is not a video's."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in WRITES:
-        raise UserError(f'output {path}: found {suffix or "no suffix"!r}, wanted the name of a video: '
+        raise UserError(f'output {path}: found {suffix or "no suffix"!r}, expected the name of a video: '
                         f'{", ".join(WRITES)}')
     found = []
     if suffix not in ('.webm', '.gif') and (size[0] % 2 or size[1] % 2):

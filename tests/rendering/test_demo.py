@@ -14,8 +14,8 @@ from engine.arguments import numbers
 from engine.checkpoint import load_model
 from engine.rendering import jobs, pace, sizes
 from engine.rendering import renderer as render
-from engine.rendering.picture import read_picture
 from engine.rendering.png import write_png
+from engine.rendering.reading import read_source
 from engine.rendering.renderer import Renderer
 from tests.common import ROOT, small_model
 from tests.rendering.common import ENVIRONMENT, PHOTO, pixels, reference
@@ -208,5 +208,5 @@ def test_formats_profile_resolution_orientation(tmp_path, upscale, checkpoints, 
     output = upscale(str(tmp_path / 'in.jpg'), '--scale', '2', '--quality', '100', name=name)
     expected = reference(checkpoints['liif'], upright, (126, 82))
     assert np.abs(pixels(output) - expected).mean() < (1.5 if name.lower().endswith(('.jpg', '.jpeg')) else 0.01)
-    written = read_picture(output)
+    written = read_source(output)
     assert written.icc == b'x' * 200 and np.allclose(written.dpi, 300, atol=0.1)

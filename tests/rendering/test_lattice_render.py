@@ -119,7 +119,7 @@ def test_senseless_options(options, words):
                                                   ('a.mp4', 'exact', 'exact'), ('a.png', 'lattice', 'lattice')])
 def test_demo_takes_auto_for_videos(name, decode, wanted, monkeypatch):
     used = []
-    for job in ('enlarge_picture', 'enlarge_video'):
+    for job in ('enlarge_image', 'enlarge_video'):
         monkeypatch.setattr(f'engine.rendering.jobs.{job}', lambda source, target, renderer, *rest: used.append(
             renderer.decode) or (source, (4, 4), (8, 8), 1))
     args = demo.parse_arguments([name] + (['--decode', decode] if decode else []))

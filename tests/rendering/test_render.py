@@ -110,12 +110,6 @@ def test_types():
     assert deep.dtype == 'uint16' and abs(deep / 65535 - exact.numpy()).max() <= 0.51 / 65535
 
 
-def test_progress_counts_every_pixel():
-    seen = []
-    Renderer(small_model(), tile=16).open(IMG).render((40, 50), progress=seen.append)
-    assert sum(seen) == 2000 and len(seen) > 4
-
-
 def test_cell_clip():
     """Beyond the trained scale the cell stays; up to it nothing changes."""
     model = small_model()

@@ -182,7 +182,7 @@ def test_bad_videos(tmp_path, upscale, clip, monkeypatch):
     (tmp_path / 'bad.gif').write_bytes(b'GIF89a' + b'\1' * 30)
     for source, options, name, message in [
             (str(tmp_path / 'bad.gif'), ['--scale', '2'], 'out.gif', 'bad.gif'),
-            (path, ['--scale', '2'], 'out.png', "found '.png', wanted the name of a video"),
+            (path, ['--scale', '2'], 'out.png', "found '.png', expected the name of a video"),
             (path, ['--scale', '2', '--region', '0,0,99,9'], 'out.mp4', 'inside the image of 32x24'),
             (path, ['--resolution', '2,17000'], 'out.mp4', 'cannot be written as a video'),
             (str(tmp_path / 'none.mp4'), ['--scale', '2'], 'out.mp4', 'does not exist')]:

@@ -193,7 +193,7 @@ def test_uploads_are_limited_and_leave_nothing(served, tmp_path):
 
 def test_one_file_is_decoded_at_a_time(served, monkeypatch):
     viewer, port = served
-    running, most, read = [], [], images.read_picture
+    running, most, read = [], [], images.read_source
 
     def slow(*args):
         running.append(1)
@@ -202,7 +202,7 @@ def test_one_file_is_decoded_at_a_time(served, monkeypatch):
         running.pop()
         return read(*args)
 
-    monkeypatch.setattr(images, 'read_picture', slow)
+    monkeypatch.setattr(images, 'read_source', slow)
     statuses = []
     upload = '/pictures?name=a.png', 'POST', png((9, 9))
     threads = [threading.Thread(target=lambda: statuses.append(ask(port, *upload)[0]))
