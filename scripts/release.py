@@ -37,8 +37,8 @@ def main(argv=None):
     path = os.path.join(args.run, LAST)
     checkpoint = load_checkpoint(path)
     done, expected = checkpoint['epoch'], checkpoint['config']['epoch_max']
-    if done < wanted:
-        raise UserError(f'{path} has {done} of {counted(wanted, "epoch")}: train to the end first (--resume)')
+    if done < expected:
+        raise UserError(f'{path} has {done} of {counted(expected, "epoch")}: train to the end first (--resume)')
     weights = {name: value.float().contiguous() if value.is_floating_point() else value
                for name, value in choose_weights(checkpoint, path, args.ema)['sd'].items()}
     log, config = (read(os.path.join(args.run, name)) for name in (LOG, CONFIG))
