@@ -60,7 +60,7 @@ def main(argv=None):
 
     config = load_config(args.config, args.set, kind='train')
     if args.workers is not None and args.workers < 0:
-        raise UserError(f'--workers {args.workers}: wanted 0 or more')
+        raise UserError(f'--workers {args.workers}: expected 0 or more')
     devices = parse_gpus(args.gpu) if args.gpu is not None else [None]
     if len(devices) > 1 and distributed.world() == 1:
         sys.exit(distributed.launch(len(devices)))

@@ -93,7 +93,7 @@ class SRImplicitDegraded(SRImplicitDownsampled):
                if name in OWN}
         super().__init__(dataset, inp_size, scale_min, scale_max, augment, sample_q, small_images)
         if inp_size is None:
-            raise UserError('inp_size: found nothing, wanted the side of the input')
+            raise UserError('inp_size: found nothing, expected the side of the input')
         for name, value in own.items():
             check_value(name, value, OWN[name])
         self.degradation = own
@@ -291,4 +291,4 @@ def uniform(interval, draw):
 def check_value(name, value, kind):
     """Raises UserError for a value that is not of this ValueType."""
     if not kind.accepts(value):
-        raise UserError(f'{name}: found {value!r}, wanted {kind.text}')
+        raise UserError(f'{name}: found {value!r}, expected {kind.text}')

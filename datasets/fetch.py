@@ -55,7 +55,7 @@ def download(urls, path, md5=None, attempts=4, pause=2.0, timeout=30):
         found = _md5(path + '.part') if md5 else None
         if found != md5:
             _forget(path + '.part')
-            problems.append(f'{url}: its MD5 is {found}, wanted {md5}')
+            problems.append(f'{url}: its MD5 is {found}, expected {md5}')
             continue
         os.replace(path + '.part', path)
         _forget(path + '.part')

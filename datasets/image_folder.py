@@ -178,7 +178,7 @@ def _read_split(root, split_file, split_key):
         known = ', '.join(splits) if isinstance(splits, dict) else f'a {type(splits).__name__}'
         raise UserError(f'split_file {split_file} has no split_key {split_key!r}: it holds {known}') from None
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise UserError(f'split_file {split_file}, {split_key!r}: wanted a list of file names, found '
+        raise UserError(f'split_file {split_file}, {split_key!r}: expected a list of file names, found '
                         f'{repr(names)[:60]}')
     with os.scandir(root) as entries:
         there = {entry.name for entry in entries}

@@ -178,7 +178,7 @@ def _make_lr(hr_path, lr_folder, scales, kernel, overwrite):
             if os.path.exists(path) and not overwrite:
                 found = image_size(path)
                 if found != small:
-                    raise UserError(f'{path} is {found[1]}x{found[0]}, wanted {small[1]}x{small[0]}: it belongs to '
+                    raise UserError(f'{path} is {found[1]}x{found[0]}, expected {small[1]}x{small[0]}: it belongs to '
                                     f'another image; remove it or pass --overwrite')
                 kept += 1
                 continue

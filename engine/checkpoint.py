@@ -150,7 +150,7 @@ def check_sum(data, path):
         return
     found = hashlib.sha256(data).hexdigest()
     if wanted.get(name, found) != found:
-        raise UserError(f'{path} does not match {os.path.join(folder, SUMS)} (its SHA-256 is {found[:12]}..., wanted '
+        raise UserError(f'{path} does not match {os.path.join(folder, SUMS)} (its SHA-256 is {found[:12]}..., expected '
                         f'{wanted[name][:12]}...): restore it, git checkout -- {path}')
 
 
@@ -159,7 +159,7 @@ def check_archive(data, path):
     if not data.startswith(b'PK'):
         if data.startswith(LEGACY_MAGIC):
             return  # an old format without checksums
-        raise UserError(f'{path} is not a checkpoint: wanted a file written by train_liif.py, or by the published code')
+        raise UserError(f'{path} is not a checkpoint: expected a file of train_liif.py, or of the published code')
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
@@ -177,7 +177,7 @@ def check_archive(data, path):
 
 
 def check_structure(checkpoint, size, path):
-    wanted = 'wanted a dict with model: {name, args, sd}'
+    wanted = 'expected a dict with model: {name, args, sd}'
     if not isinstance(checkpoint, dict):
         raise UserError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint: {wanted}')
     model = checkpoint.get('model')
@@ -196,13 +196,13 @@ def check_structure(checkpoint, size, path):
     for key, kind in (('epoch', int), ('optimizer', dict), ('config', dict), ('train', dict)):
         if not isinstance(checkpoint.get(key, kind()), kind):
             raise UserError(f'{path} is another kind of checkpoint: its {key} is a '
-                            f'{type(checkpoint[key]).__name__}, wanted {kind.__name__}')
+                            f'{type(checkpoint[key]).__name__}, expected {kind.__name__}')
 
 
 def check_weights(weights, size, where):
     """Refuse what is no plain tensor, or claims to be larger than the file of `size` bytes."""
     if not isinstance(weights, dict):
-        raise UserError(f'{where} holds a {type(weights).__name__}, wanted a dict of tensors')
+        raise UserError(f'{where} holds a {type(weights).__name__}, expected a dict of tensors')
     for key, value in weights.items():
         if not isinstance(key, str) or not torch.is_tensor(value) or value.layout is not torch.strided \
                 or value.device.type != 'cpu' or value.is_quantized:

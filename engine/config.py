@@ -1,7 +1,7 @@
 """Reading configs: a YAML file, `--set` overrides, and a check of all of it before anything is computed.
 
 What a config may hold is stated in engine/schema.py. Every mistake raises a UserError in one line:
-`<file>: <key.path>: found <value>, wanted <...>; <what to do>`.
+`<file>: <key.path>: found <value>, expected <...>; <what to do>`.
 """
 import copy
 import difflib
@@ -120,18 +120,18 @@ def read_yaml(path):
         with open(path, 'rb') as f:
             data = f.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise UserError(f'{name}: cannot be read ({getattr(error, "strerror", None) or error}), wanted a YAML file; '
+        raise UserError(f'{name}: cannot be read ({getattr(error, "strerror", None) or error}), expected a YAML file; '
                         f'correct the path, configs/ holds those of the paper') from None
     try:
         text = data.decode('utf-8-sig')
     except UnicodeDecodeError:
         text = None
     if text is None or '\0' in text or len(data) > MAX_BYTES:
-        raise UserError(f'{name}: found a binary or very large file, wanted a YAML config; give the .yaml file')
+        raise UserError(f'{name}: found a binary or very large file, expected a YAML config; give the .yaml file')
     value = parse(text, name)
     if not isinstance(value, dict):
         found = 'nothing' if value is None else f'a {type(value).__name__}'
-        raise UserError(f'{name}: found {found}, wanted a mapping of keys to values; start from one of configs/')
+        raise UserError(f'{name}: found {found}, expected a mapping of keys to values; start from one of configs/')
     return value
 
 
@@ -187,7 +187,7 @@ class Checker:
         if any(f'{path}.'.startswith(f'{p}.') or f'{p}.'.startswith(f'{path}.') for p in self.overridden):
             source = f'{self.file} with --set'
         where = f'{printable(path)}: ' if path else ''
-        raise UserError(f'{printable(source)}: {where}found {printable(found)}, wanted {printable(wanted, 400)}; '
+        raise UserError(f'{printable(source)}: {where}found {printable(found)}, expected {printable(wanted, 400)}; '
                         f'{printable(remedy, 400)}')
 
     def plain(self, value, path='', depth=0):
@@ -221,7 +221,7 @@ class Checker:
         path, equals, value = text.partition('=')
         keys = path.strip().split('.')
         if not equals or not all(keys) or len(keys) > MAX_DEPTH:
-            raise UserError(f'--set: found {show(text)}, wanted KEY=VALUE with the path of a key; write it like '
+            raise UserError(f'--set: found {show(text)}, expected KEY=VALUE with the path of a key; write it like '
                             f'optimizer.args.lr=2e-4')
         *parents, last = keys
         for i, key in enumerate(parents):

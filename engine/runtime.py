@@ -108,7 +108,7 @@ def parse_gpus(gpu):
     names = [name.strip() for name in gpu.split(',')]
     wrong = [name for name in names if name != 'cpu' and not (name.isascii() and name.isdigit())]
     if wrong or len({*names}) != len(names) and names != ['cpu'] * len(names) or 'cpu' in names and {*names} != {'cpu'}:
-        raise UserError(f'--gpu {gpu!r}: wanted the number of a GPU such as 0, several different ones such as 0,1 (to '
+        raise UserError(f'--gpu {gpu!r}: expected the number of a GPU such as 0, several such as 0,1 (to '
                         f'train on all of them), or cpu')
     return names
 
@@ -167,7 +167,7 @@ def autocast(device, precision):
     as IEEE float32, or rounded to TF32's 10 bits for 'tf32'."""
     precision = precision or 'float32'
     if precision not in DTYPES:
-        raise UserError(f'precision: found {precision!r}, wanted one of {", ".join(DTYPES)}')
+        raise UserError(f'precision: found {precision!r}, expected one of {", ".join(DTYPES)}')
     if precision == 'fp16' and device.type == 'cpu':
         raise UserError('precision: fp16 is slow and overflows on a CPU; use bf16 there')
     if device.type == 'cuda':

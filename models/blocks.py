@@ -48,6 +48,6 @@ class Upsampler(nn.Sequential):
             for _ in range(int(math.log2(scale))):
                 layers += [conv(n_feats, 4 * n_feats), nn.PixelShuffle(2)]
         else:
-            raise UserError(f'scale: found {scale!r}, wanted 3 or a power of two; for any other scale train LIIF '
+            raise UserError(f'scale: found {scale!r}, expected 3 or a power of two; for any other scale train LIIF '
                             f'with no_upsampling: true')
         super().__init__(*layers)

@@ -80,7 +80,7 @@ def has_lattice(model):
 def check_density(g):
     """Raises UserError unless g is a whole number from 1 to 32."""
     if not isinstance(g, int) or isinstance(g, bool) or not 1 <= g <= FINEST:
-        raise UserError(f'lattice: found {g!r}, wanted a whole number from 1 to {FINEST} nodes')
+        raise UserError(f'lattice: found {g!r}, expected a whole number from 1 to {FINEST} nodes')
 
 
 def sides(model):

@@ -57,7 +57,7 @@ def _load_state(model, spec):
     want = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     found = {key: tuple(value.shape) if torch.is_tensor(value) else None for key, value in spec['sd'].items()}
     if want != found:
-        odd = [f'{key} is {found.get(key, "absent")}, wanted {want.get(key, "none")}'
+        odd = [f'{key} is {found.get(key, "absent")}, expected {want.get(key, "none")}'
                for key in [*want, *(k for k in found if k not in want)] if want.get(key) != found.get(key)]
         raise UserError(f'the parameters are not those of model {spec["name"]!r} with these arguments: '
                         f'{"; ".join(odd[:3])}' + (f' and {len(odd) - 3} more' if len(odd) > 3 else ''))

@@ -49,7 +49,7 @@ class RDN(nn.Module):
                  no_upsampling: NoUpsampling = False):
         super().__init__()
         if RDNconfig not in CONFIGS:
-            raise UserError(f'RDNconfig: found {RDNconfig!r}, wanted {" or ".join(CONFIGS)}')
+            raise UserError(f'RDNconfig: found {RDNconfig!r}, expected {" or ".join(CONFIGS)}')
         n_blocks, n_convs, growth = CONFIGS[RDNconfig]
         self.no_upsampling = no_upsampling
         self.SFENet1 = conv(3, G0, RDNkSize)  # shallow feature extraction
@@ -72,7 +72,7 @@ class RDN(nn.Module):
             layers = [conv(G0, growth * 4, kernel_size), nn.PixelShuffle(2),
                       conv(growth, growth * 4, kernel_size), nn.PixelShuffle(2)]
         else:
-            raise UserError(f'scale: found {scale!r}, wanted 2, 3 or 4 for an RDN with its own up-sampler')
+            raise UserError(f'scale: found {scale!r}, expected 2, 3 or 4 for an RDN with its own up-sampler')
         return nn.Sequential(*layers, conv(growth, 3, kernel_size))
 
     def forward(self, x):

@@ -33,7 +33,7 @@ def main(argv=None):
     parser.add_argument('--output', required=True, help='.png, .pdf or .svg')
     args = parser.parse_args(argv)
     if os.path.splitext(args.output)[1] not in ('.png', '.pdf', '.svg'):
-        raise UserError(f'--output: found {args.output!r}, wanted a name that ends in .png, .pdf or .svg')
+        raise UserError(f'--output: found {args.output!r}, expected a name that ends in .png, .pdf or .svg')
     if args.figure == 'psnr':
         curves = psnr_curves(args.paths, args.data)
         figure = draw([('scale', 'PSNR in dB', curves, {'log': True, 'ticks': TICKS})])
@@ -56,7 +56,7 @@ def psnr_curves(paths, data=None):
     runs = tables.read_results(paths)
     found = sorted({run['data'] for run in runs})
     if data is None and len(found) > 1 or data is not None and data not in found:
-        raise UserError(f'--data: found {data}, wanted one of {", ".join(found)}, which the results are of')
+        raise UserError(f'--data: found {data}, expected one of {", ".join(found)}, which the results are of')
     curves, rows = {}, {}
     for run in runs:
         vertical, horizontal = case_factor(run['scale'])

@@ -31,7 +31,7 @@ def folder_name(config_path, name=None, tag=None):
     name = '_' + os.path.splitext(os.path.basename(config_path))[0] if name is None else name
     name += f'_{tag}' if tag else ''
     if name in ('', '.', '..') or os.path.basename(name) != name:
-        raise UserError(f'--name, --tag: found {name!r}, wanted the name of a folder below save/')
+        raise UserError(f'--name, --tag: found {name!r}, expected the name of a folder below save/')
     return os.path.join('save', name)
 
 

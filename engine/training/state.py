@@ -117,7 +117,7 @@ class State:
         for i, values in found['state'].items():
             for key, value in values.items():
                 if torch.is_tensor(value) and value.dim() and value.shape != parameters[i].shape:
-                    raise UserError(f'the optimizer state {key} of parameter {i} is {tuple(value.shape)}, wanted '
+                    raise UserError(f'the optimizer state {key} of parameter {i} is {tuple(value.shape)}, expected '
                                     f'{tuple(parameters[i].shape)}: start from the weights alone with --init')
         self.optimizer.load_state_dict({**wanted, 'state': found['state']})
 
@@ -146,7 +146,7 @@ def check_position(train):
     for name, value, high in (('step', step, steps), ('steps', steps, math.inf),
                               ('skipped', train['skipped'], math.inf)):
         if type(value) is not int or not 0 <= value <= high:
-            raise ValueError(f'its {name} is {value!r}, wanted a whole number from 0 to {high}')
+            raise ValueError(f'its {name} is {value!r}, expected a whole number from 0 to {high}')
     if not (count >= 0 and math.isfinite(count) and math.isfinite(loss)) or math.isnan(train['best']):
         raise ValueError(f'its mean loss is {loss!r} over {count!r} steps, its best PSNR {train["best"]!r}')
 

@@ -149,7 +149,7 @@ def test_folder(tmp_path):
     save(out / 'X2' / 'photox2.png', picture(3, 3))
     made, skipped, bad = make_lr_folder(str(hr), str(out), scales)
     assert (made, skipped) == (1, 6) and kept.stat().st_mtime_ns == before
-    assert len(bad) == 1 and 'photox2.png is 3x3, wanted 15x15' in bad[0]
+    assert len(bad) == 1 and 'photox2.png is 3x3, expected 15x15' in bad[0]
     assert make_lr_folder(str(hr), str(out), scales, overwrite=True) == (8, 0, [])
 
 

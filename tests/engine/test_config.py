@@ -93,7 +93,7 @@ def test_resume_needs_no_model(folder):
     checkpoint = write(folder, b'', 'epoch-last.pth')
     config = load_config(path, [f'resume={checkpoint}'])
     assert config['model'] is None and config['optimizer'] is None and config['resume'] == checkpoint
-    assert "resume: found 'gone.pth', wanted a file that exists, since the config has no model" in \
+    assert "resume: found 'gone.pth', expected a file that exists, since the config has no model" in \
         load_or_message(path, ['resume=gone.pth'])[1]
     assert load_config(write(folder, tiny(folder)), ['resume=gone.pth'])['resume'] == 'gone.pth'  # to begin anew
 
@@ -145,7 +145,7 @@ def test_things_registered_elsewhere_are_checked_by_their_signature(folder, monk
         'model.args={}': 'model.args.encoder_spec: found nothing, lte needs',
         'train_dataset.wrapper.args={}': 'train_dataset.wrapper.args.window: found nothing',
         'train_dataset.wrapper.args.x=1': 'train_dataset.wrapper.args.x: found 1, window',
-        'train_dataset.wrapper.args.blur=-1': 'train_dataset.wrapper.args.blur: found -1, wanted a number >= 0',
+        'train_dataset.wrapper.args.blur=-1': 'train_dataset.wrapper.args.blur: found -1, expected a number >= 0',
         'model={name: fixed, args: {x: 1}}': 'model.args.x: found 1, an argument of fixed: none',
         'model={name: unet}': 'model.args.depth: found nothing',
         'model={name: unet, args: {depht: 3}}': 'model.args.depht: found 3, did you mean depth?',

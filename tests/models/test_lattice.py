@@ -186,7 +186,7 @@ def test_senseless_densities_are_refused(g):
     codes = encoded(model)
     for decode in (lambda: make_lattice(model, codes, torch.tensor([0.1, 0.1]), g),
                    lambda: on_grid(model, codes, *grid(codes, 2), g)):
-        with pytest.raises(UserError, match='lattice: found .*wanted a whole number from 1 to 32') as raised:
+        with pytest.raises(UserError, match='lattice: found .*expected a whole number from 1 to 32') as raised:
             decode()
         assert '\n' not in str(raised.value)
 

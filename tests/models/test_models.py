@@ -53,7 +53,7 @@ def test_make_loads_parameters():
 
 def test_make_refuses_other_parameters():
     spec = {**small_spec(n_feats=4), 'sd': small_model().state_dict()}
-    with pytest.raises(UserError, match=r'encoder.head.0.weight is \(8, 3, 3, 3\), wanted \(4, 3, 3, 3\)'):
+    with pytest.raises(UserError, match=r'encoder.head.0.weight is \(8, 3, 3, 3\), expected \(4, 3, 3, 3\)'):
         models.make(spec, load_sd=True)
 
 
@@ -63,9 +63,9 @@ def test_make_refuses_other_parameters():
     ('liif', 'a model spec is'),
     ({'name': 'mlp', 'args': [1]}, 'args is a mapping'),
     ({'name': 'edsr', 'args': {'n_blocks': 3}}, 'n_blocks.*it takes n_resblocks'),
-    ({'name': 'edsr', 'args': {'scale': 5}}, 'scale: found 5, wanted 3 or a power of two'),
-    ({'name': 'rdn', 'args': {'scale': 8}}, 'scale: found 8, wanted 2, 3 or 4'),
-    ({'name': 'rdn', 'args': {'RDNconfig': 'C'}}, "RDNconfig: found 'C', wanted A or B"),
+    ({'name': 'edsr', 'args': {'scale': 5}}, 'scale: found 5, expected 3 or a power of two'),
+    ({'name': 'rdn', 'args': {'scale': 8}}, 'scale: found 8, expected 2, 3 or 4'),
+    ({'name': 'rdn', 'args': {'RDNconfig': 'C'}}, "RDNconfig: found 'C', expected A or B"),
 ])
 def test_bad_specs_say_what_is_wrong(spec, words):
     with pytest.raises(UserError, match=words):

@@ -225,7 +225,7 @@ def test_outputs_that_cannot_be_written(files, tmp_path, script):
     for output in (tmp_path / 'missing' / 'out.gif', tmp_path / 'out.what'):
         if script is compare:
             output = output.with_suffix('.png' if output.suffix == '.gif' else '.what')
-        with pytest.raises(UserError, match='written|wanted a name'):
+        with pytest.raises(UserError, match='written|expected a name'):
             run(script, files, output, *few)
     assert not os.listdir(tmp_path)
 

@@ -108,7 +108,7 @@ def test_models_without_a_lattice_say_so_once(caplog):
 
 
 @pytest.mark.parametrize('options, words', [({'decode': 'fast'}, 'decode: found .*exact, lattice, auto'),
-                                            ({'lattice': 0}, 'lattice: found 0, wanted a whole number from 1 to 32'),
+                                            ({'lattice': 0}, 'lattice: found 0, expected a whole number from 1 to 32'),
                                             ({'lattice': 33}, 'lattice: found 33')])
 def test_senseless_options(options, words):
     with pytest.raises(UserError, match=words):

@@ -181,7 +181,7 @@ def test_checksum_and_mirrors(server, tmp_path):
     urls = [server.url + f'{name}/a.zip' for name in ('absent', 'bad', 'good')]
     with pytest.raises(UserError) as error:
         download(urls[:2], path, MD5, pause=0)
-    for part in ('absent/a.zip: Not Found', 'bad/a.zip: its MD5 is', f'wanted {MD5}', '--from'):
+    for part in ('absent/a.zip: Not Found', 'bad/a.zip: its MD5 is', f'expected {MD5}', '--from'):
         assert part in str(error.value)
     assert tree(tmp_path) == [] and [name for name, _ in server.log] == ['absent/a.zip', 'bad/a.zip']
     download(urls, path, MD5, pause=0)
