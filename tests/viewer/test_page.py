@@ -19,17 +19,17 @@ from viewer.lattice import CLIP
 FLAGS = ['--headless', '--no-sandbox', '--use-gl=angle', '--use-angle=swiftshader', '--enable-unsafe-swiftshader',
          '--disable-background-networking', '--force-color-profile=srgb']
 SIZE = {'width': 800, 'height': 600}
+BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 BAR = 150  # rows that the page keeps free of a whole image, above and below together
 
 
 @pytest.fixture(scope='module')
 def chromium():
     playwright = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
-    browser = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-    if browser is None:
+    if BROWSER is None:
         pytest.skip('no Chromium is installed (apt-get install chromium)')
     with playwright.sync_playwright() as play:
-        running = play.chromium.launch(executable_path=browser, args=FLAGS)
+        running = play.chromium.launch(executable_path=BROWSER, args=FLAGS)
         yield running
         running.close()
 

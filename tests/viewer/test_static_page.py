@@ -12,13 +12,14 @@ from PIL import Image
 
 from engine.checkpoint import PUBLISHED_NORM
 from engine.rendering.api import load_renderer, to_numpy
+from engine.rendering.renderer import Renderer
 from tests.common import small_model
 from tests.conftest import ROOT
 from tests.viewer import common
 from tests.viewer.common import exact
 from tests.viewer.test_lattice import drawing, psnr
 from tests.viewer.test_page import (  # noqa: F401 (chromium is a fixture)
-    NO_WEBGL2, SCALES, SIZE, Page, above_50_db, chromium, frame_rate, region)
+    BROWSER, FLAGS, NO_WEBGL2, SCALES, SIZE, Page, above_50_db, chromium, frame_rate, region)
 from utils import UserError
 from viewer import static
 from viewer.lattice import CLIP
@@ -213,6 +214,56 @@ def test_threads_where_the_host_sends_the_headers(chromium, small, headers):  # 
         assert shows_liif(page)
         page.context.close()
         assert not page.problems
+
+
+def test_webgpu_draws_what_pytorch_renders(chromium, small):  # noqa: F811
+    browser = chromium.browser_type.launch(executable_path=BROWSER, args=[*FLAGS, '--enable-unsafe-webgpu'])
+    try:
+        blank = browser.new_page()
+        blank.goto(f'http://127.0.0.1:{small[0]}/about.json')
+        if not blank.evaluate('navigator.gpu?.requestAdapter().then(Boolean, () => false) ?? false'):
+            pytest.skip('this Chromium has no WebGPU adapter')
+        page, pixels, data = Page(browser, small[0]), to_numpy((drawing(27, 34) * 255).byte()), io.BytesIO()
+        Image.fromarray(pixels).save(data, 'png')
+        page.drop('drawing.png', data.getvalue())
+        page.page.wait_for_selector('#name:has-text("drawing.png")')
+        for _ in range(10):
+            page.page.keyboard.press('[')  # LIIF everywhere
+        page.show(17, 13.5, 12, SCALES[12])
+        page.finished()
+        page.look('static-webgpu')
+        assert page.page.text_content('#about') == 'LIIF in float32 on the GPU (WebGPU)'  # it did not fall back
+        assert above_50_db(page, Renderer(small_model(), cell_clip=CLIP), pixels) and not page.problems
+    finally:
+        browser.close()
+
+
+MESSAGES = """addEventListener('DOMContentLoaded', () => {
+    window.messages = [];
+    const toast = document.getElementById('toast');
+    new MutationObserver(() => messages.push(toast.textContent)).observe(toast, {childList: true});
+});"""
+
+
+@pytest.mark.parametrize('adapter, told', [
+    ('async () => null', []), ('async () => { throw new Error("blocked"); }', []),
+    ('async () => ({features: new Set(), limits: {}, info: {}, requestDevice: () => Promise.reject(Error("lost"))})',
+     ['WebGPU failed in this browser, so the CPU computes.'])], ids=['none', 'refused', 'fails later'])
+def test_a_gpu_that_fails_is_replaced_by_the_cpu(chromium, small, adapter, told):  # noqa: F811
+    worker = small[1] / 'worker.js'
+    original = worker.read_bytes()
+    worker.write_bytes(f"Object.defineProperty(navigator, 'gpu', {{value: {{requestAdapter: {adapter}}}}});".encode()
+                       + original)
+    try:
+        page = Page(chromium, small[0], script=MESSAGES)
+    finally:
+        worker.write_bytes(original)
+    page.look('static-no-gpu')
+    assert page.page.evaluate('messages') == told
+    assert page.page.text_content('#about') == 'LIIF in float32 on the CPU (WebAssembly)'
+    assert shows_liif(page)
+    page.context.close()
+    assert not page.problems
 
 
 def test_without_webgl2_it_says_so(chromium, small):  # noqa: F811
