@@ -15,7 +15,7 @@ import sys
 import time
 
 import engine  # noqa: F401 (before torch: how its threads wait)
-from engine.arguments import PRECISIONS, Parser, device, largest_scale, numbers, whole
+from engine.arguments import PRECISIONS, Parser, device, file_name, largest_scale, numbers, whole
 
 
 SLOW = 30  # seconds from which an estimate is printed before the start
@@ -25,11 +25,11 @@ SMALL = 1_000_000  # pixels below which none is needed
 def parse_arguments(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
-    add('inputs', nargs='*', metavar='input', help='images (PNG, JPEG, WebP, AVIF, TIFF, BMP, GIF, ...) or '
-        'videos: files, folders, patterns such as "in/*.png"')
-    add('--input', nargs='+', default=[], metavar='INPUT', help='the same')
-    add('--output', help='the file to write, or a folder, in which the names of the inputs are mirrored; of several '
-        'inputs those written before, at this size, are skipped; default: a new file such as photo_x4.png next to the '
+    add('inputs', nargs='*', metavar='input', type=file_name, help='images (PNG, JPEG, WebP, AVIF, TIFF, BMP, GIF, '
+        '...) or videos: files, folders, patterns such as "in/*.png"')
+    add('--input', nargs='+', default=[], metavar='INPUT', type=file_name, help='the same')
+    add('--output', type=file_name, help='the file to write, or a folder, in which the names of the inputs are '
+        'mirrored; of several inputs those written before, at this size, are skipped; default: a new file such as photo_x4.png next to the '
         'input')
     add('--model', help='a checkpoint, or a name in weights/; default: photo for JPEG and WebP, else clean '
         '(docs/photos.md)')

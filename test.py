@@ -28,7 +28,8 @@ def main(argv=None):
     parser = Parser(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument('--config', help='a test config, such as configs/test/test-set5-2.yaml')
-    what.add_argument('--suite', help='benchmark, div2k, celebAHQ, all, continuous, or the path of a .yaml file')
+    what.add_argument('--suite', help='a name in configs/suites, such as benchmark, div2k or all, or the path of a '
+                      '.yaml file')
     parser.add_argument('--model', nargs='+', required=True, metavar='MODEL',
                         help='a checkpoint, a name in weights/, bicubic, bilinear or nearest; LABEL=MODEL names its '
                         'row; --suite takes several')

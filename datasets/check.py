@@ -35,8 +35,9 @@ def check_headers(wrapper, on_bad_image='stop', most=10_000):
     found = list(problems(wrapper, most=most))
     bad = [problem for problem in found if problem is not None]
     if bad and (on_bad_image == 'stop' or len(bad) == len(found)):
-        rest = f' ({len(bad)} of {len(found)} images cannot be used: see python scripts/check_data.py CONFIG, or set ' \
-               f'on_bad_image: skip)' if len(bad) > 1 else ''
+        skip = ', or set on_bad_image: skip' if len(bad) < len(found) else ''
+        rest = f' ({len(bad)} of {len(found)} images cannot be used: see python scripts/check_data.py CONFIG{skip})' \
+            if len(bad) > 1 else ''
         raise UserError(bad[0] + rest)
     return bad
 

@@ -10,8 +10,8 @@ PRECISIONS = 'float32', 'tf32', 'bf16', 'fp16'
 # What gives the size of an output or a part of the source: the meaning, how many numbers there may be, their type.
 SIZES = {'resolution': ('H,W or WxH in pixels', (2,), int),
          'scale': ('a factor, or two: vertical,horizontal', (1, 2), float),
-         'width': ('pixels', (1,), int), 'height': ('pixels', (1,), int),
-         'max-side': ('pixels of the longer side', (1,), int),
+         'width': ('whole pixels', (1,), int), 'height': ('whole pixels', (1,), int),
+         'max-side': ('whole pixels of the longer side', (1,), int),
          'region': ('x,y,width,height in source pixels', (4,), float)}
 
 
@@ -58,6 +58,13 @@ def device(text):
     return text
 
 
+def file_name(text):
+    """A path, not empty as that of an unset variable of the shell."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f'found {text!r}, expected the name of a file or folder')
+    return text
+
+
 def whole(low, high=math.inf):
     """The type of whole numbers from `low` to `high`."""
     def parse(text):
@@ -83,6 +90,6 @@ def numbers(kind):
         except ValueError:
             values = ()
         if len(values) not in counts or not all(map(math.isfinite, values)) or min(values[-2:]) <= 0:
-            raise argparse.ArgumentTypeError(f'found {text!r}, expected {meaning}, above zero')
+            raise argparse.ArgumentTypeError(f'found {text!r}, expected {meaning}, above zero and finite')
         return values
     return parse

@@ -136,8 +136,8 @@ def start_from(init, config):
         if not differences:
             raise
         raise UserError(f'the weights of {config["init"]} are not for this model: ' + ', '.join(
-            f'{key} is {now}, that of the weights {before}' for key, before, now in differences)
-            + '; take the model of the weights, or other weights') from None
+            f'{key} is {now}, that of the weights {"the default" if before is None else before}'
+            for key, before, now in differences) + '; take the model of the weights, or other weights') from None
 
 
 def check_position(train):

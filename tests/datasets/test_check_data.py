@@ -25,7 +25,7 @@ def test_headers_tell_what_is_too_small_or_no_image(tmp_path):
     wrapper = wrapper_over(make_folder(root, repeat=100), inp_size=10, scale_max=3)
     assert check_headers(wrapper) == []
     folder(tmp_path / 'a', ['1.png'], size=(20, 40))
-    with pytest.raises(UserError, match=r'1.png is 40x20.*crops of 30x30') as error:
+    with pytest.raises(UserError, match=r'1.png is 40x20.*crops have 30x30') as error:
         check_headers(wrapper)
     assert '\n' not in str(error.value)
     (tmp_path / 'a' / '3.png').write_bytes(b'broken')
@@ -34,7 +34,7 @@ def test_headers_tell_what_is_too_small_or_no_image(tmp_path):
     bad = check_headers(wrapper, on_bad_image='skip')
     assert len(bad) == 2 and '1.png' in bad[0] and '3.png' in bad[1]
     wrapper = wrapper_over(make_folder(root), inp_size=100)
-    with pytest.raises(UserError, match='5 of 5'):
+    with pytest.raises(UserError, match=r'5 of 5 images cannot be used: see python scripts/check_data.py CONFIG\)'):
         check_headers(wrapper, on_bad_image='skip')
 
 

@@ -276,5 +276,5 @@ def test_full_images_travel_without_coordinates(tmp_path):
     batch = unpack(batches(make_loader(wrapper, 1, 0, False, 0))[0], 'cpu')
     assert batch['coord'] is None and batch['size'].tolist() == [[10, 12]] and batch['gt'].shape == (1, 120, 3)
     assert torch.equal(wrapper[0]['coord'], make_coord((10, 12)))
-    with pytest.raises(BadImage, match='lr/0x2.png is 6x5, but crops of 7x7'):
+    with pytest.raises(BadImage, match='lr/0x2.png is 6x5, but crops have 7x7'):
         datasets.make({'name': 'sr-implicit-paired', 'args': {'inp_size': 7}}, {'dataset': pairs}).check(0)

@@ -24,6 +24,7 @@ from utils import UserError
     (['--resolution', '0,5'], "--resolution: found '0,5', expected H,W"), (['--resolution', '5'], 'expected H,W'),
     (['--resolution', '5.5,5'], 'expected H,W'), (['--scale', '0'], "--scale: found '0'"),
     (['--scale', 'nan'], "found 'nan'"), (['--scale', '1,2,3'], 'expected a factor'), (['--scale=-2'], "found '-2'"),
+    (['--max-side', '1.5'], 'expected whole pixels'), (['--output', ''], "--output: found '', expected the name of a"),
     (['--width', 'wide'], "--width: found 'wide'"), (['--region', '0,0,0,5'], '--region: found'),
     (['--region', '0,nan,4,4'], '--region: found'), (['--quality', '0'], '--quality: found 0'),
     (['--tile', '0'], '--tile: found 0, expected a whole number of at least 1'), (['--tile', '1.5'], 'found 1.5'),
