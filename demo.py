@@ -29,8 +29,8 @@ def parse_arguments(argv=None):
         '...) or videos: files, folders, patterns such as "in/*.png"')
     add('--input', nargs='+', default=[], metavar='INPUT', type=file_name, help='the same')
     add('--output', type=file_name, help='the file to write, or a folder, in which the names of the inputs are '
-        'mirrored; of several inputs those written before, at this size, are skipped; default: a new file such as photo_x4.png next to the '
-        'input')
+        'mirrored; of several inputs those written before, at this size, are skipped; default: a new file such as '
+        'photo_x4.png next to the input')
     add('--model', help='a checkpoint, or a name in weights/; default: photo for JPEG and WebP, else clean '
         '(docs/photos.md)')
     size = parser.add_argument_group('size of the output (one of them; default: --scale 4)')
