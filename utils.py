@@ -328,8 +328,10 @@ def atomic_write(path, mode='wb', **kwargs):
         raise
 
 
-def replace_between(path, text, markers):
-    """Replace the text between two marker lines of a file. Raises UserError for a file without them."""
+def replace_between(path, text, name):
+    """Replace the text between the lines <!-- name:start --> and <!-- name:end --> of a file. Raises UserError for a
+    file without them."""
+    markers = f'<!-- {name}:start -->', f'<!-- {name}:end -->'
     with open(path, encoding='utf-8') as f:
         old = f.read()
     start, end = (old.find(marker) for marker in markers)

@@ -11,15 +11,15 @@ benchmarks/results/precision.json, benchmarks/results/lattice.json and their tab
 """
 import contextlib
 import os
-import statistics
 
 import _path
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import table
-from benchmarks.common import RESULTS, image_pairs, machine, write_json
+from benchmarks.common import RESULTS, image_pairs, machine, write
 from engine.rendering.api import load_renderer
 from engine.rendering.renderer import Renderer
 from engine.runtime import Parser, run_program
@@ -63,7 +63,7 @@ def main(argv=None):
         renderers = {name: Renderer(exact.model, exact.data_norm, **way) for name, way in ways.items()}
         rows = [measure(exact, renderers, *text.partition('=')[::2], scale) for text in args.sets or sets
                 for scale in scales]
-        write_json(os.path.join(args.output, f'{part}.json'), {
+        write(os.path.join(args.output, f'{part}.json'), {
             'machine': machine(torch.device(args.device)), 'crop': CROP, 'first': FIRST, 'rows': rows})
         print(table.accuracy_table(rows))
     if args.output == RESULTS:
@@ -72,28 +72,28 @@ def main(argv=None):
 
 def measure(exact, renderers, name, folder, scale):
     """For a set at a scale: PSNR by the exact decode, and what each way loses, on average and at worst."""
-    found = [compare(exact, renderers, hr, lr) for hr, (lr,) in
+    found = [compare([exact, *renderers.values()], hr, lr) for hr, (lr,) in
              image_pairs(folder, scale, ('pil',), FIRST) if min(lr.shape[1:]) >= 4]
-    losses = {way: [psnr['exact'] - psnr[way] for psnr, _ in found] for way in renderers}
-    exact = statistics.mean(psnr['exact'] for psnr, _ in found)
-    return {'set': name, 'scale': scale, 'images': len(found), 'exact': exact} | {
-        way: {'loss': statistics.mean(losses[way]), 'worst': max(losses[way]),
-              'distance': statistics.mean(distance[way] for _, distance in found)} for way in renderers}
+    psnr, distance = np.array(found).transpose(1, 2, 0)  # (1 + ways, images) each
+    loss = psnr[0] - psnr
+    return {'set': name, 'scale': scale, 'images': len(found), 'exact': psnr[0].mean()} | {
+        way: {'loss': loss[i].mean(), 'worst': loss[i].max(), 'distance': distance[i].mean()}
+        for i, way in enumerate(renderers, 1)}
 
 
-def compare(exact, renderers, hr, lr):
-    """({way: PSNR against the middle of the ground truth}, {way: PSNR against the exact decode}), in dB."""
+def compare(renderers, hr, lr):
+    """PSNR in dB by each renderer, the exact one first: against the middle of the ground truth, and against the exact
+    one's output."""
     height, width = (min(CROP, n) for n in hr.shape[1:])
     top, left = (hr.shape[1] - height) // 2, (hr.shape[2] - width) // 2
     region = [n * lr.shape[1] / hr.shape[1] for n in (left, top, width, height)]
-    out = {}
-    for name, renderer in {'exact': exact, **renderers}.items():
-        emulated = name == 'tf32' and renderer.device.type == 'cpu'
+    out = []
+    for renderer in renderers:
+        emulated = renderer.precision == 'tf32' and renderer.device.type == 'cpu'
         with TF32() if emulated else contextlib.nullcontext():
-            out[name] = renderer.open(lr).render((height, width), region=region)[None]
+            out.append(renderer.open(lr).render((height, width), region=region)[None])
     truth = hr[None, :, top:top + height, left:left + width]
-    return ({name: calc_psnr(rgb, truth).item() for name, rgb in out.items()},
-            {name: calc_psnr(out[name], out['exact']).item() for name in renderers})
+    return [[calc_psnr(rgb, target).item() for rgb in out] for target in (truth, out[0])]
 
 
 if __name__ == '__main__':

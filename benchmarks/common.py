@@ -11,11 +11,12 @@ import torch
 from datasets.images import read_image
 from datasets.imresize import imresize, list_images, lr_size
 from engine import ROOT
+from engine.evaluation.runs import write_json
+from engine.rendering.api import to_tensor
 from engine.runtime import code_version
-from utils import UserError, atomic_write, replace_between
+from utils import replace_between
 
 RESULTS = os.path.join(ROOT, 'benchmarks', 'results')
-CPU = torch.device('cpu')
 
 
 def by_turns(functions, rounds, clock=time.process_time):
@@ -44,22 +45,14 @@ def ratio(slow, fast):
 def image_pairs(folder, scale, kernels=('matlab',), first=None):
     """Yield (an image, cropped as `scale` requires, its low-resolution images by each kernel), all (3, H, W) in [0, 1].
     first: the number of images, None for all. Raises UserError for a folder without images."""
-    files = list_images(folder)[:first] if os.path.isdir(folder) else []
-    if not files:
-        raise UserError(f'{folder}: found no images, expected those of a benchmark set: '
-                        f'python scripts/prepare_data.py benchmark, or name another folder')
-    for file in files:
-        image = read_image(os.path.join(folder, file))
+    for name in list_images(folder)[:first]:
+        image = read_image(os.path.join(folder, name))
         small, (rows, columns) = lr_size(image.shape[:2], scale)
         image = image[:rows, :columns]
-        yield to_float(image), [to_float(imresize(image, small, kernel)) for kernel in kernels]
+        yield to_tensor(image), [to_tensor(imresize(image, small, kernel)) for kernel in kernels]
 
 
-def to_float(image):
-    return torch.from_numpy(image.transpose(2, 0, 1).copy()) / 255
-
-
-def machine(device=CPU):
+def machine(device=torch.device('cpu')):
     """What the numbers depend on."""
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu_name()
     return {'device': device.type, 'name': name, 'cpus': os.cpu_count(), 'threads': torch.get_num_threads(),
@@ -69,43 +62,36 @@ def machine(device=CPU):
 
 
 def cpu_name():
-    try:
+    if os.path.exists('/proc/cpuinfo'):
         with open('/proc/cpuinfo') as f:
-            found = re.search(r'^model name\s*:\s*(.*)$', f.read(), re.M)
-    except OSError:
-        found = None
-    return found.group(1) if found else platform.processor() or platform.machine()
+            if found := re.search(r'^model name\s*:\s*(.*)$', f.read(), re.M):
+                return found.group(1)
+    return platform.processor() or platform.machine()
 
 
-def read(name):
+def result_path(name):
+    return os.path.join(ROOT, 'benchmarks', 'results', f'{name}.json')
+
+
+def read(path):
     """The content of a results file; {} when there is none."""
-    path = os.path.join(RESULTS, f'{name}.json')
     if not os.path.exists(path):
         return {}
     with open(path) as f:
         return json.load(f)
 
 
-def write_json(path, value):
-    with atomic_write(path, 'w') as f:
-        f.write(json.dumps(rounded(value), indent=1) + '\n')
+def write(path, results):
+    write_json(path, rounded(results))
 
 
-def rounded(value, digits=6):
-    """Numbers rounded to significant digits, throughout dicts and lists."""
-    if isinstance(value, dict):
-        return {k: rounded(v, digits) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [rounded(v, digits) for v in value]
-    return float(f'{value:.{digits}g}') if isinstance(value, float) else value
+def rounded(results):
+    """Floats rounded to six significant digits, throughout dicts and lists."""
+    return json.loads(json.dumps(results), parse_float=lambda text: float(f'{float(text):.6g}'))
 
 
 def publish(name, page, table, **results):
     """Write benchmarks/results/<name>.json, and its table into a page of docs/, between markers with that name."""
-    write_json(os.path.join(RESULTS, f'{name}.json'), {'machine': machine(), **results})
-    replace_between(os.path.join(ROOT, 'docs', page), table, markers(name))
+    write(result_path(name), {'machine': machine(), **results})
+    replace_between(os.path.join(ROOT, 'docs', page), table, name)
     print(table)
-
-
-def markers(name):
-    return f'<!-- {name}:start -->', f'<!-- {name}:end -->'

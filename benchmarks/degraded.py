@@ -1,9 +1,10 @@
 """CPU seconds per sample of the wrapper `sr-implicit-degraded` against `sr-implicit-downsampled`.
 
-    python benchmarks/degraded.py [--images load/photos/train]
+    python benchmarks/degraded.py
 
-Measured by turns, one thread, with the wrapper of configs/train-real-photos.yaml; the median over the rounds. Each step
-is measured alone, in one round of degradation. Writes benchmarks/results/degraded.json and the table in docs/photos.md.
+Measured on load/photos/train by turns, one thread, with the wrapper of configs/train-real-photos.yaml; the median over
+the rounds. Each step is measured alone, in one round of degradation. Writes benchmarks/results/degraded.json and the
+table in docs/photos.md.
 """
 import os
 import statistics
@@ -29,12 +30,10 @@ CASES = {'as in the config': {}, 'random kernel only': NONE,
 
 
 def main(argv=None):
-    parser = Parser(__doc__)
-    parser.add_argument('--images', default='load/photos/train', help='a folder of images')
-    args = parser.parse_args(argv)
-    images = datasets.make({'name': 'image-folder',
-                            'args': {'root_path': args.images, 'first_k': IMAGES, 'cache': 'in_memory'}})
-    spec = load_config(CONFIG, kind='train', check_paths=False)['train_dataset']['wrapper']
+    Parser(__doc__).parse_args(argv)
+    images = datasets.make({'name': 'image-folder', 'args': {
+        'root_path': os.path.join('load', 'photos', 'train'), 'first_k': IMAGES, 'cache': 'in_memory'}})
+    spec = load_config(CONFIG, check_paths=False)['train_dataset']['wrapper']
     common = {key: spec['args'][key] for key in COMMON}
     specs = {BASE: {'name': 'sr-implicit-downsampled', 'args': common},
              "the wrapper's defaults": {**spec, 'args': common},

@@ -1,9 +1,10 @@
 """Which learning rate suits configs/train-your-images.yaml: short runs on ten photographs that are new to the weights.
 
-    python benchmarks/fine_tuning.py [--images load/photos] [--rates 1e-4 3e-5 1e-5]
+    python benchmarks/fine_tuning.py [--rates 1e-4 3e-5 1e-5]
 
-All runs see the same crops, and are measured on the photographs of the list `valid` in configs/budget/photos.json.
-Writes benchmarks/results/fine_tuning.json (rates measured before stay there) and the table in docs/budget.md.
+All runs see the same crops of load/photos/train (docs/budget.md), and are measured on the photographs of the list
+`valid` in configs/budget/photos.json. Writes out/fine-tuning, benchmarks/results/fine_tuning.json (rates measured
+before stay there) and the table in docs/budget.md.
 """
 import json
 import os
@@ -13,12 +14,13 @@ import sys
 
 import _path
 
-from benchmarks.common import publish, read
+from benchmarks.common import publish, read, result_path
 from engine import ROOT
 from engine.evaluation.tables import markdown
 from engine.runtime import Parser, run_program
 from utils import UserError
 
+IMAGES, OUTPUT, SPLIT = os.path.abspath('load/photos'), os.path.join('out', 'fine-tuning'), 'photos.json'
 # Fewer and smaller steps than the config's: 125 of 4 crops and 512 queries instead of 500 of 8 crops and 1024.
 CHANGES = {'train_dataset.dataset.args.repeat': 10, 'train_dataset.wrapper.args.sample_q': 512,
            'train_dataset.batch_size': 4, 'epoch_max': 5, 'epoch_val': 5,
@@ -29,19 +31,16 @@ PSNR = re.compile(r'^epoch (\d+)/.*val psnr ([\d.]+)|before training ([\d.]+)$',
 
 def main(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument('--images', default='load/photos', help='a folder with train/ and valid/ (docs/budget.md)')
     parser.add_argument('--rates', nargs='+', default=['1e-4', '3e-5', '1e-5'])
-    parser.add_argument('--output', default=os.path.join('out', 'fine-tuning'), help='a folder for the runs')
     args = parser.parse_args(argv)
-    images, split = os.path.abspath(args.images), os.path.join(os.path.abspath(args.output), 'photos.json')
-    os.makedirs(args.output, exist_ok=True)
+    os.makedirs(OUTPUT, exist_ok=True)
     with open(os.path.join(ROOT, 'configs', 'budget', 'photos.json')) as f:
         lists = json.load(f)
-    with open(split, 'w') as f:
-        json.dump({'ten': ten_unseen(os.path.join(images, 'train'), lists['train']), 'valid': lists['valid']}, f)
-    rows = {row['rate']: row for row in read('fine_tuning').get('rows', [])}
+    with open(os.path.join(OUTPUT, SPLIT), 'w') as f:
+        json.dump({'ten': ten_unseen(os.path.join(IMAGES, 'train'), lists['train']), 'valid': lists['valid']}, f)
+    rows = {row['rate']: row for row in read(result_path('fine_tuning')).get('rows', [])}
     for rate in args.rates:
-        rows[rate] = {'rate': rate, 'psnr': train(rate, images, split, args.output)}
+        rows[rate] = {'rate': rate, 'psnr': train(rate)}
         found = sorted(rows.values(), key=lambda row: -float(row['rate']))
         publish('fine_tuning', 'budget.md', table(found), changes=CHANGES, rows=found)
 
@@ -58,17 +57,17 @@ def ten_unseen(folder, seen):
     return found[::len(found) // 10][:10]
 
 
-def train(rate, images, split, output):
+def train(rate):
     """Fine-tune at a rate: {steps made: PSNR in dB}."""
     changes = {**CHANGES, 'optimizer.args.lr': rate, 'init': os.path.join(ROOT, 'weights/edsr-baseline-liif/model.pth')}
     for section, folder, key in (('train_dataset', 'train', 'ten'), ('val_dataset', 'valid', 'valid')):
-        changes.update({f'{section}.dataset.args.{name}': value for name, value in (
-            ('root_path', os.path.join(images, folder)), ('split_file', split), ('split_key', key))})
+        args = {'root_path': os.path.join(IMAGES, folder), 'split_file': SPLIT, 'split_key': key}
+        changes |= {f'{section}.dataset.args.{name}': value for name, value in args.items()}
     subprocess.run([sys.executable, os.path.join(ROOT, 'train_liif.py'), '--name', rate, '--resume', '--gpu', 'cpu',
                     '--config', os.path.join(ROOT, 'configs', 'train-your-images.yaml'),
                     *(part for key, value in changes.items() for part in ('--set', f'{key}={value}'))],
-                   cwd=output, check=True)
-    with open(os.path.join(output, 'save', rate, 'log.txt'), encoding='utf-8') as f:
+                   cwd=OUTPUT, check=True)
+    with open(os.path.join(OUTPUT, 'save', rate, 'log.txt'), encoding='utf-8') as f:
         return {str(int(epoch or 0) * 25): float(psnr or before) for epoch, psnr, before in PSNR.findall(f.read())}
 
 

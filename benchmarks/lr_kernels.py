@@ -1,10 +1,11 @@
 """PSNR of bicubic enlargement by the kernel that made the low-resolution images: MATLAB's imresize or PIL's bicubic.
 
-    python benchmarks/lr_kernels.py [--data load/benchmark]
+    python benchmarks/lr_kernels.py
 
-Writes benchmarks/results/lr_kernels.json and the table in docs/lr-kernels.md.
+Measures the sets of load/benchmark. Writes benchmarks/results/lr_kernels.json and the table in docs/lr-kernels.md.
 """
 import os
+import statistics
 
 import _path
 
@@ -22,15 +23,12 @@ SETS, SCALES = ('Set5', 'Set14', 'B100', 'Urban100'), (2, 3, 4)
 
 
 def main(argv=None):
-    parser = Parser(__doc__)
-    parser.add_argument('--data', default='load/benchmark', help='a folder with Set5/HR and so on')
-    args = parser.parse_args(argv)
-    sets = {name: os.path.join(args.data, name, 'HR') for name in SETS}
-    sets = {name: folder for name, folder in sets.items() if os.path.isdir(folder)}
-    if not sets:
-        raise UserError(f'{args.data}: found none of {", ".join(SETS)}, expected at least one: '
+    Parser(__doc__).parse_args(argv)
+    sets = {name: os.path.join('load', 'benchmark', name, 'HR') for name in SETS}
+    rows = [measure(folder, name, scale) for name, folder in sets.items() if os.path.isdir(folder) for scale in SCALES]
+    if not rows:
+        raise UserError(f'load/benchmark: found none of {", ".join(SETS)}, expected at least one: '
                         f'python scripts/prepare_data.py benchmark')
-    rows = [measure(folder, name, scale) for name, folder in sets.items() for scale in SCALES]
     publish('lr_kernels', 'lr-kernels.md', table(rows), rows=rows)
 
 
@@ -45,7 +43,7 @@ def measure(folder, name, scale):
     differences = torch.cat(differences)
     return {'set': name, 'scale': scale, 'largest_difference': int(differences.max()),
             'percent_of_values_that_differ': 100 * (differences > 0).double().mean().item(),
-            'psnr': {'bicubic': {kernel: sum(values) / len(values) for kernel, values in psnr.items()}}}
+            'psnr': {'bicubic': {kernel: statistics.mean(values) for kernel, values in psnr.items()}}}
 
 
 def table(rows):

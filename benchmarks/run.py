@@ -9,7 +9,6 @@ What is compared is measured by turns; numbers are medians, ratios are medians o
 benchmarks/results/<device>.json, and from there to the tables of README.md and docs/speed.md.
 """
 import datetime
-import json
 import os
 import re
 import sys
@@ -18,13 +17,13 @@ import _path
 
 import torch
 
-from benchmarks import data, lattice, speed, table
-from benchmarks.common import RESULTS, machine, rounded, write_json
+from benchmarks import data, speed, table
+from benchmarks.common import machine, read, result_path, rounded, write
 from engine.runtime import Parser, run_program
 from utils import UserError
 
 SECTIONS = {'decode': speed.measure_decode, 'train': speed.measure_train, 'data': data.measure_data,
-            'memory': speed.measure_memory, 'lattice': lattice.measure_lattice}
+            'memory': speed.measure_memory, 'lattice': speed.measure_lattice}
 
 
 def main(argv=None):
@@ -43,18 +42,15 @@ def main(argv=None):
     if not set(names) <= set(SECTIONS):
         raise UserError(f'--only: found {args.only!r}, expected some of {",".join(SECTIONS)}')
     info = machine(device)
-    path, results = args.output or os.path.join(RESULTS, file_name(info)), {}
-    if os.path.exists(path):  # sections not measured now stay
-        with open(path) as f:
-            results = json.load(f)
-    results['machine'] = info
+    path = args.output or result_path(file_name(info))
+    results = {**read(path), 'machine': info}  # sections not measured now stay
     for name in names:
         print(f'measuring {name} ...', file=sys.stderr, flush=True)
         load = round(os.getloadavg()[0], 2)
         results[name] = {'date': datetime.date.today().isoformat(), 'quick': args.quick, 'load_before': load,
                          'result': rounded(SECTIONS[name](device, args.quick))}
         if args.output or not args.quick:
-            write_json(path, results)
+            write(path, results)
     print(table.report(results))
     if not args.output and not args.quick:
         table.write()
@@ -63,7 +59,7 @@ def main(argv=None):
 def file_name(info):
     """'Intel(R) Xeon(R) Processor' on a CPU -> cpu-intel-xeon."""
     words = re.sub(r'\((r|tm)\)|@.*|\b(processor|cpu|nvidia|geforce|[0-9]+-core)\b', ' ', info['name'].lower())
-    return '-'.join([info['device'], *re.findall(r'[a-z0-9]+', words)]) + '.json'
+    return '-'.join([info['device'], *re.findall(r'[a-z0-9]+', words)])
 
 
 if __name__ == '__main__':

@@ -7,13 +7,13 @@ import os
 
 import _path
 
-from benchmarks.common import RESULTS, markers, read
+from benchmarks.common import RESULTS, read, result_path
+from benchmarks.speed import PRECISIONS, SIDES
 from engine import ROOT
 from engine.evaluation.tables import markdown
 from engine.runtime import run_program
 from utils import counted, replace_between
 
-PRECISIONS, SIDES = ('float32', 'bf16'), ('textbook', 'fast')
 DENSITIES = 'g=4', 'g=6'
 
 
@@ -132,13 +132,13 @@ def report(results, sections=tuple(TABLES)):
 
 def pages():
     """[(page, marker, text)] of all that is written."""
-    found = [read(os.path.basename(path)[:-5]) for path in sorted(glob.glob(os.path.join(RESULTS, 'c*.json')))]
+    found = [read(path) for path in sorted(glob.glob(os.path.join(RESULTS, 'c*.json')))]
     sections = [name for name in TABLES if name != 'lattice']
     speed = [report(results, sections) for results in found if 'decode' in results]
     if all(results['machine']['device'] == 'cpu' for results in found):
         speed.append('On a CUDA GPU: not measured.')
     lattices = [results for results in found if 'lattice' in results]
-    accuracy = {name: read(name)['rows'] for name in ('precision', 'lattice')}
+    accuracy = {name: read(result_path(name))['rows'] for name in ('precision', 'lattice')}
     page = os.path.join('docs', 'speed.md')
     return [(page, 'benchmarks', '\n\n'.join(speed)), (page, 'precision', accuracy_table(accuracy['precision'])),
             (page, 'lattice', '\n\n'.join([*(report(results, ['lattice']) for results in lattices),
@@ -148,7 +148,7 @@ def pages():
 
 def write():
     for page, name, text in pages():
-        replace_between(os.path.join(ROOT, page), text, markers(name))
+        replace_between(os.path.join(ROOT, page), text, name)
 
 
 if __name__ == '__main__':

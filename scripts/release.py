@@ -23,7 +23,6 @@ from engine.runtime import Parser, run_program
 from utils import TIME_UNITS, UserError, atomic_write, counted, replace_between, time_text
 
 MODEL, CARD, CURVE, RUN = 'model.pth', 'README.md', 'curve.png', 'run.json'
-MARKERS = '<!-- facts:start -->', '<!-- facts:end -->'
 
 
 def main(argv=None):
@@ -106,8 +105,9 @@ def write_card(folder, known):
     text = '| | |\n|---|---|\n' + ''.join(f'| {key} | {value} |\n' for key, value in known.items())
     path = os.path.join(folder, CARD)
     if not os.path.exists(path):
-        write(folder, CARD, f'# {os.path.basename(os.path.abspath(folder))}\n\n' + '\n'.join(MARKERS) + '\n')
-    replace_between(path, text, MARKERS)
+        title = os.path.basename(os.path.abspath(folder))
+        write(folder, CARD, f'# {title}\n\n<!-- facts:start -->\n<!-- facts:end -->\n')
+    replace_between(path, text, 'facts')
 
 
 def read(path):

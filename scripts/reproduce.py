@@ -240,17 +240,21 @@ def make_table(number, rows, jobs, device, args):
 
 # Committed results in the documentation.
 
+def committed_files(root, *patterns):
+    return [file for pattern in patterns for file in sorted(glob.glob(os.path.join(root, pattern), recursive=True))]
+
+
 def committed_runs(root=ROOT):
     """The results in weights/ and benchmarks/results, interpolation first."""
-    files = [file for pattern in COMMITTED for file in sorted(glob.glob(os.path.join(root, pattern), recursive=True))]
-    return sorted(tables.read_results(files), key=lambda run: run['model']['parameters'] or 0)
+    runs = tables.read_results(committed_files(root, *COMMITTED))
+    return sorted(runs, key=lambda run: run['model']['parameters'] or 0)
 
 
 def write_page(name, root=ROOT):
     """Put one of PAGES between its markers, and return it. Raises UserError for a page without markers."""
     page, make = PAGES[name]
     text = make(root)
-    replace_between(os.path.join(root, page), text, (f'<!-- {name}:start -->', f'<!-- {name}:end -->'))
+    replace_between(os.path.join(root, page), text, name)
     return text
 
 
@@ -279,13 +283,9 @@ def budget_table(root, data='Set5', scales=('2', '3', '4')):
     """A row for each run.json (scripts/release.py) with results in its folder, between bicubic and the paper; sorted
     by steps."""
     head = ['command', 'device', 'time', 'steps', *(f'{data} {scale_label(scale)}' for scale in scales)]
-    rows, plain, runs = [], {}, []
-    for pattern in RUNS:
-        for file in glob.glob(os.path.join(root, pattern)):
-            with open(file, encoding='utf-8') as f:
-                run = json.load(f)
-            if os.path.exists(os.path.join(ROOT, 'configs', 'budget', f'{run["run"]}.yaml')):  # not of another kind
-                runs.append((run, file))
+    rows, plain, files = [], {}, committed_files(root, *RUNS)
+    runs = [(run, file) for run, file in zip(tables.read_json_files(files), files)
+            if os.path.exists(os.path.join(ROOT, 'configs', 'budget', f'{run["run"]}.yaml'))]  # not of another kind
     for run, file in sorted(runs, key=lambda item: int(item[0]['steps'].split()[0].replace(',', ''))):
         found = {}
         for result in tables.read_results([os.path.dirname(file)]):
@@ -303,9 +303,8 @@ def budget_table(root, data='Set5', scales=('2', '3', '4')):
 def trials_table(root):
     """A row for each trial of configs/budget/trial.yaml (scripts/release.py --facts), by budget, the best first."""
     head = 'run', 'optimizer', 'steps', 'time', 'validation PSNR'
-    runs = tables.read_json_files(glob.glob(os.path.join(root, TRIALS)))
     rows = [[run['run'], run['optimizer'], run['steps'], run['time'], run['validation PSNR, RGB, crops at x1 to x4']]
-            for run in runs]
+            for run in tables.read_json_files(committed_files(root, TRIALS))]
     return tables.markdown(head, sorted(rows, key=lambda row: (int(row[0].rsplit('-')[-1]), row[-1]), reverse=True))
 
 
