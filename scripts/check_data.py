@@ -36,33 +36,25 @@ def main(argv=None):
 def check_section(section, spec):
     """Print what is found; the number of problems."""
     dataset = {**spec['dataset'], 'args': {**(spec['dataset'].get('args') or {}), 'cache': 'none'}}
+    options = {name: value for name, value in dataset['args'].items() if name not in ROOTS}
     found = []
-    for key in ROOTS:
-        if key in dataset['args']:
-            found += attempt(lambda: open_folder(section, dataset['args'], key))
-    if not found:
-        found = attempt(lambda: read_all(section, dataset, spec['wrapper']))
+    for path in (dataset['args'][key] for key in ROOTS if key in dataset['args']):
+        try:
+            folder = datasets.make({'name': 'image-folder', 'args': {'root_path': path, **options}})
+            print(f'{section}: {folder.distinct} images of {path}')
+        except UserError as error:
+            found.append(str(error))
+    try:
+        found = found or read_all(section, dataset, spec['wrapper'])
+    except UserError as error:
+        found.append(str(error))
     for problem in found:
         print(f'  {section}: {problem}')
     return len(found)
 
 
-def attempt(function):
-    """The problems that function() returns, or the one that it raises."""
-    try:
-        return function()
-    except UserError as error:
-        return [str(error)]
-
-
-def open_folder(section, args, key):
-    options = {name: value for name, value in args.items() if name not in ROOTS}
-    folder = datasets.make({'name': 'image-folder', 'args': {'root_path': args[key], **options}})
-    print(f'{section}: {folder.distinct} images of {args[key]}')
-    return []
-
-
 def read_all(section, dataset, wrapper):
+    """The problems of the images, a line each."""
     data = datasets.make(wrapper, args={'dataset': datasets.make(dataset)})
     total = getattr(data.dataset, 'distinct', len(data))
     found = tqdm(problems(data, read=True), total=total, desc=section, unit='image', leave=False, disable=None)

@@ -41,13 +41,12 @@ def centres(n):
     return axis_coord(n).numpy()
 
 
-def draw_grid(ax, h, w, **line):
+def draw_grid(ax, h, w):
     """Cells of an h x w grid over [-1, 1] x [-1, 1], y downwards."""
-    line = {'color': LINE, 'lw': 1, **line}
     for k in range(h + 1):
-        ax.plot([-1, 1], [-1 + 2 * k / h] * 2, **line)
+        ax.plot([-1, 1], [-1 + 2 * k / h] * 2, color=LINE, lw=1)
     for k in range(w + 1):
-        ax.plot([-1 + 2 * k / w] * 2, [-1, 1], **line)
+        ax.plot([-1 + 2 * k / w] * 2, [-1, 1], color=LINE, lw=1)
 
 
 def draw_domain(ax, aspect, title):
