@@ -273,6 +273,16 @@ def shaved_pixels(dataset, scale):
     return widths[dataset]
 
 
+def shaved(img, dataset=None, scale=1, least=1):
+    """An image (..., H, W) without the `shaved_pixels` on each side. Raises UserError when a side of what is left is
+    shorter than `least` pixels."""
+    n, (h, w) = shaved_pixels(dataset, scale), img.shape[-2:]
+    if min(h, w) - 2 * n < least:
+        raise UserError(f'found an image of {w}x{h} pixels, expected at least {least + 2 * n} on each side, of which '
+                        f'{n} at each border are left out: use a larger image or a smaller scale')
+    return img[..., n:h - n, n:w - n]
+
+
 def calc_psnr(sr, hr, dataset=None, scale=1, rgb_range=1):
     """Peak signal-to-noise ratio in dB, by the rules of the paper's tables: a 0-d tensor, inf for equal images.
 
@@ -280,16 +290,11 @@ def calc_psnr(sr, hr, dataset=None, scale=1, rgb_range=1):
     dataset: None and 'div2k' compare RGB, 'benchmark' luma (one channel is used as it is), each without the
     `shaved_pixels` at the border.
     """
-    shave = shaved_pixels(dataset, scale)
     diff = (sr - hr) / rgb_range  # (B, C, H, W)
     if dataset == 'benchmark' and diff.shape[1] > 1:
         luma = diff.new_tensor(LUMA).view(1, 3, 1, 1) / 256
         diff = (diff * luma).sum(dim=1)  # (B, H, W)
-    if min(diff.shape[-2:]) <= 2 * shave:
-        raise UserError(f'nothing is left of an image of {tuple(diff.shape[-2:])} after {shave} pixels are shaved '
-                        f'from each side: use a larger image or a smaller scale')
-    valid = diff[..., shave:diff.shape[-2] - shave, shave:diff.shape[-1] - shave]
-    return -10 * torch.log10(valid.pow(2).mean())
+    return -10 * torch.log10(shaved(diff, dataset, scale).pow(2).mean())
 
 
 class Averager:

@@ -78,9 +78,9 @@ def file_list(wrapper):
     """The files of a wrapper's image set, for `changes`: {names: paths joined by NUL, numbers: int64 (N, 2), size in
     bytes and time of the last change in ns}. Empty for an image set that does not tell its files."""
     images = getattr(wrapper, 'dataset', wrapper)
-    if not hasattr(images, 'path') or not hasattr(images, 'distinct'):
+    if not hasattr(images, 'path'):
         return {'names': '', 'numbers': torch.zeros(0, 2, dtype=torch.int64)}
-    paths = [images.path(i) for i in range(images.distinct)]
+    paths = [images.path(i) for i in range(getattr(images, 'distinct', len(images)))]
     paths = [path for group in paths for path in ((group,) if isinstance(group, str) else group)]
     numbers = []
     for path in paths:

@@ -12,7 +12,7 @@ from itertools import islice
 
 import yaml
 
-from engine.schema import HANDED, KINDS, REGISTRIES, REQUIRED, Key, keys_of, parameters_of, text_of
+from engine.schema import EVAL_TYPE, HANDED, KINDS, REGISTRIES, REQUIRED, Key, keys_of, parameters_of, text_of
 from utils import Text, UserError, ValueType, counted, shaved_pixels
 
 
@@ -64,6 +64,16 @@ def check_model(spec):
     role = REGISTRIES['model'].roles.get(spec['name'], 'any')
     Checker('model').spec({'name': spec['name'], 'args': copy.deepcopy(spec.get('args'))},
                                              'model' if role == 'any' else role, '', complete=False)
+
+
+def parse_eval_type(eval_type):
+    """'div2k-4' -> ('div2k', 4), 'benchmark-2' -> ('benchmark', 2), None -> (None, 1): calc_psnr's last arguments."""
+    if eval_type in (None, 'none'):
+        return None, 1
+    if not EVAL_TYPE.accepts(eval_type):
+        raise UserError(f'eval_type: found {eval_type!r}, expected {EVAL_TYPE.text}, where N is the scale')
+    name, _, scale = eval_type.partition('-')
+    return name, math.ceil(float(scale))  # whole pixels are shaved
 
 
 # Reading.
@@ -387,8 +397,8 @@ def agree_data(check, data, path, eval_type=None):
         if key in args and args[key] is None:
             check.fail(f'{prefix}{key}', 'nothing', f'a value, since samples between {low} and {high} differ in size '
                        f'and cannot form a batch', f'add {key}, or set batch_size: 1')
-    metric, _, scale = (eval_type or '-0').partition('-')
-    shave = shaved_pixels(metric or None, math.ceil(float(scale)))
+    metric, scale = parse_eval_type(eval_type)
+    shave = shaved_pixels(metric, scale)
     if metric and queries is not None:
         check.fail('eval_type', show(eval_type), f'null, since {prefix}sample_q draws random pixels, which have no '
                    f'border to leave out', 'remove one of the two')

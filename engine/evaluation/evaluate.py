@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from datasets.batch import unpack
+from datasets.batch import all_pixels, unpack
+from engine.config import parse_eval_type
 from engine.runtime import autocast, model_device
 from models import decodes_grids
 from utils import Averager, UserError, calc_psnr, denormalize, make_coord, normalize
@@ -53,20 +54,6 @@ def measure(loader, predict, device, eval_type=None):
         except UserError as error:
             raise UserError(f'{names}: {error}' if names else str(error)) from None
         yield Measured(names, batch, pred, psnr, time.perf_counter() - started)
-
-
-def parse_eval_type(eval_type):
-    """'div2k-4' -> ('div2k', 4), 'benchmark-2' -> ('benchmark', 2), None -> (None, 1): calc_psnr's last arguments."""
-    if eval_type is None:
-        return None, 1
-    name, _, scale = str(eval_type).partition('-')
-    try:
-        scale = float(scale)
-    except ValueError:
-        scale = math.nan
-    if name not in ('div2k', 'benchmark') or not 0 < scale < math.inf:
-        raise UserError(f'eval_type: found {eval_type!r}, expected div2k-N or benchmark-N with the scale N, or none')
-    return name, math.ceil(scale)  # whole pixels are shaved
 
 
 def image_size(batch):
@@ -122,7 +109,7 @@ def predict(model, inp, batch, eval_bsize=None):
             y, x = (make_coord((n,), device=inp.device).view(-1) for n in (h, w))
             rgb = model.decode_grid(model.encode(inp), y, x, cell[0, 0], chunk=eval_bsize)  # (B, 3, H, W)
             return rgb.flatten(2).transpose(1, 2)  # (B, H * W, 3)
-        coord = make_coord((h, w), device=inp.device).expand(len(inp), h * w, 2)
+        coord = all_pixels(batch)
     cell = cell.expand_as(coord)
     if eval_bsize is None:
         return model(inp, coord, cell)

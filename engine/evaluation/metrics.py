@@ -9,17 +9,7 @@ import warnings
 import torch
 import torch.nn.functional as F
 
-from utils import LUMA, UserError, shaved_pixels
-
-
-def shaved(img, dataset=None, scale=1):
-    """An image (B, C, H, W) without the `shaved_pixels` on each side.
-    Raises UserError when what is left is smaller than an 11x11 window."""
-    n, (h, w) = shaved_pixels(dataset, scale), img.shape[-2:]
-    if min(h, w) - 2 * n < 11:
-        raise UserError(f'found an image of {w}x{h} pixels, expected at least {11 + 2 * n} on each side, of which SSIM '
-                        f'compares all but {n} at each border: use a larger image or a smaller scale')
-    return img[..., n:h - n, n:w - n]
+from utils import LUMA, UserError, shaved
 
 
 def luma(img):
@@ -40,7 +30,7 @@ def calc_ssim(sr, hr, dataset=None, scale=1):
     """
     if sr.shape != hr.shape:
         raise UserError(f'SSIM compares images of one size, found {tuple(sr.shape)} and {tuple(hr.shape)}')
-    x, y = shaved(sr, dataset, scale), shaved(hr, dataset, scale)
+    x, y = (shaved(img, dataset, scale, least=11) for img in (sr, hr))
     if dataset == 'benchmark':
         x, y = luma(x), luma(y)
     mx, my = _window_mean(x), _window_mean(y)
@@ -90,6 +80,6 @@ def make_lpips(device='cpu', net='alex'):
 
     @torch.no_grad()
     def calc_lpips(sr, hr, dataset=None, scale=1):
-        return network(*(shaved(x.to(device), dataset, scale) * 2 - 1 for x in (sr, hr))).mean()
+        return network(*(shaved(x.to(device), dataset, scale, least=11) * 2 - 1 for x in (sr, hr))).mean()
 
     return calc_lpips

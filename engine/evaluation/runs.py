@@ -20,14 +20,15 @@ from tqdm import tqdm
 
 import datasets
 import models
-from datasets.check import check_batches
+from datasets.check import check_batches, file_list
 from datasets.loader import closing_workers, make_loader
 from engine import ROOT
 from engine.checkpoint import IDENTITY_NORM, build_model, choose_weights, model_path, parse_checkpoint, read_file
-from engine.evaluation.evaluate import image_size, measure, parse_eval_type, predict_rgb, to_images
+from engine.config import parse_eval_type
+from engine.evaluation.evaluate import image_size, measure, predict_rgb, to_images
 from engine.evaluation.metrics import calc_ssim
 from engine.evaluation.suite import open_data
-from engine.rendering.renderer import Renderer
+from engine.rendering.renderer import Renderer, fixed_scale
 from engine.runtime import code_version, explain, peak_memory, reset_peak_memory
 from utils import Averager, UserError, atomic_write, counted
 
@@ -74,15 +75,12 @@ def open_model(text, device, ema=False):
         model = build_model(spec, path)
     model = model.to(device, memory_format=torch.channels_last).eval()
     check_channels(model, device, path)
-    args, scale = spec.get('args') or {}, None
-    if getattr(model, 'imnet', model) is None:  # its encoder up-samples
-        scale = args['encoder_spec'].get('args', {}).get('scale', 2)
     trained = (checkpoint.get('config') or {}).get('train_dataset') or {}
     about = {'label': label, 'file': path.removeprefix(ROOT + os.sep),  # results name no folder of this machine
              'sha256': hashlib.sha256(data).hexdigest(), 'ema': ema,
-             'spec': {'name': spec['name'], 'args': args}, 'epoch': checkpoint.get('epoch'),
+             'spec': {'name': spec['name'], 'args': spec.get('args') or {}}, 'epoch': checkpoint.get('epoch'),
              'parameters': sum(p.numel() for p in model.parameters()), 'trained_with': trained.get('wrapper')}
-    return Candidate(model, checkpoint.get('data_norm'), scale, about)
+    return Candidate(model, checkpoint.get('data_norm'), fixed_scale(model), about)
 
 
 @torch.no_grad()
@@ -282,12 +280,9 @@ def fingerprint(case):
     """A digest of the names, sizes and times of a case's images, without reading one."""
     args = {key: value for key, value in case.dataset['args'].items() if key != 'cache'}
     images = datasets.make({**case.dataset, 'args': args})
-    paths = [images.path(i) for i in range(len(images))] if hasattr(images, 'path') else []
-    stats = []
-    for path in sorted({p for pair in paths for p in ([pair] if isinstance(pair, str) else pair)}):
-        found = os.stat(path)
-        stats.append([os.path.basename(path), found.st_size, found.st_mtime_ns])
-    return digest([len(images), stats])
+    files = file_list(images)
+    stats = dict(zip(files['names'].split('\0'), files['numbers'].tolist()))
+    return digest([len(images), [[os.path.basename(path), *stats[path]] for path in sorted(stats)]])
 
 
 def read_run(path):

@@ -11,7 +11,7 @@ from datasets.imresize import imresize, lr_size, parse_scale, scale_name, shave_
 from datasets.wrappers import Wrapper
 from engine import ROOT
 from engine.checkpoint import PUBLISHED_NORM
-from engine.config import load_config, read_yaml
+from engine.config import load_config, parse_eval_type, read_yaml
 from utils import Integer, OneOf, Text, UserError, ValueType
 
 
@@ -150,7 +150,7 @@ def config_at(test, scale, listed):
         return load_config(file, kind='test', check_paths=False)
     first = load_config(_config_file(test['config'], listed[0]), kind='test', check_paths=False)
     args = first['test_dataset']['dataset']['args']
-    metric = (first['eval_type'] or 'rgb').split('-')[0]
+    metric = parse_eval_type(first['eval_type'])[0] or 'rgb'
     return hr_config(args.get('root_path_2', args.get('root_path')), scale, metric, first['data_norm'])
 
 

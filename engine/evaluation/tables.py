@@ -6,6 +6,7 @@ import json
 import os
 
 from engine import ROOT
+from engine.config import parse_eval_type
 from engine.evaluation.runs import METRICS, RUN_FORMAT, write_json
 from engine.evaluation.suite import case_factor, scale_label
 from utils import UserError, atomic_write
@@ -110,17 +111,12 @@ def make_tables(runs, published=LISTED):
     blocks = []
     for metric, (title, digits) in TITLES.items():
         for kind, shaved in KINDS.items():
-            chosen = [run for run in runs if metric in run and eval_kind(run) == kind]
+            chosen = [run for run in runs if metric in run and parse_eval_type(run['config']['eval_type'])[0] == kind]
             if chosen:
                 blocks.append(f'{title}, {shaved}' + '; measured (published, difference):' * (metric == 'psnr')
                               + ':' * (metric != 'psnr'))
                 blocks.append(make_table(chosen, metric, digits, published))
     return '\n\n'.join(blocks)
-
-
-def eval_kind(run):
-    """'div2k', 'benchmark' or None: how a result was measured."""
-    return (run['config']['eval_type'] or '').split('-')[0] or None
 
 
 def make_table(runs, metric, digits, published):

@@ -13,7 +13,7 @@ import torch
 import torch.nn as nn
 
 import datasets
-from datasets.batch import unpack
+from datasets.batch import all_pixels, unpack
 from datasets.check import changes, check_batches, check_headers, file_list
 from datasets.loader import closing_workers, keyed_rng, make_loader
 from engine import distributed
@@ -23,7 +23,7 @@ from engine.optim import learning_rate
 from engine.training.monitor import Monitor, Stopped
 from engine.training.state import State
 from engine.training.validation import measure_start, validate
-from utils import counted, make_coord, normalize
+from utils import counted, normalize
 
 
 log = logging.getLogger('liif')
@@ -101,7 +101,8 @@ def train_step(net, state, batch, rate, share=1.0):
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), state.config['grad_clip'] or math.inf)
     state.scaler.step(state.optimizer)
     state.scaler.update()
-    state.update_average()
+    if state.ema is not None:
+        state.ema.update_parameters(state.model)
     return loss.detach(), norm
 
 
@@ -161,9 +162,3 @@ def seed_globals(*key):
     random.seed(int(rng.integers(2 ** 63)))
     np.random.seed(int(rng.integers(2 ** 32)))
     torch.manual_seed(int(rng.integers(2 ** 63)))
-
-
-def all_pixels(batch):
-    """Coordinates of every pixel, for a batch without `coord`: (B, H * W, 2)."""
-    coord = make_coord(batch['size'][0].tolist(), device=batch['inp'].device)  # (H * W, 2)
-    return coord.expand(len(batch['inp']), *coord.shape)

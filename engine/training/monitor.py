@@ -64,8 +64,9 @@ class Monitor:
     def after_step(self, batch, loss, norm, rate, share):
         """Record the step before this one, save when it is time. Raises Stopped when a process was asked to stop."""
         last = self.pending
-        skipped = int(batch['skipped'].sum()) if share else 0
-        self.pending = start_reading(loss, norm, share, self.stop.asked(), skipped, rate, batch['index'])
+        counts = [self.stop.asked(), batch['skipped'].sum().item() if share else 0]
+        sums = distributed.all_sum(torch.stack([loss * share, *(loss.new_full((), n) for n in counts)]))
+        self.pending = Result(*copy_to_host(torch.cat([sums, norm.view(1)])), rate, batch['index'])
         if last is not None:
             self.stopping |= record_step(last, self.state, self.sampler, self.folder)
         if self.state.loss.n:
@@ -113,12 +114,6 @@ class Monitor:
                  f'made, and saved; go on with: {distributed.resume_command()}')
         distributed.wait()  # a process that ended sooner would have the others ended, too
         return self.stop.number or signal.SIGTERM  # it may be another process that was asked
-
-
-def start_reading(loss, norm, share, asked, skipped, rate, index):
-    """The Result of a step, summed over all processes, each of which has its `share` of the batch."""
-    sums = torch.stack([loss * share, loss.new_full((), asked), loss.new_full((), skipped)])
-    return Result(*copy_to_host(torch.cat([distributed.all_sum(sums), norm.view(1)])), rate, index)
 
 
 def record_step(result, state, sampler, folder):

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import models
 from engine.checkpoint import IDENTITY_NORM, build_model
 from engine.optim import learning_rate, make_optimizer
-from utils import Averager, UserError
+from utils import Averager, UserError, is_number
 
 
 # What may differ from the run that is resumed: where to start from, when to save, how much memory to use.
@@ -121,10 +121,6 @@ class State:
                                     f'{tuple(parameters[i].shape)}: start from the weights alone with --init')
         self.optimizer.load_state_dict({**wanted, 'state': found['state']})
 
-    def update_average(self):
-        if self.ema is not None:
-            self.ema.update_parameters(self.model)
-
 
 def start_from(init, config):
     """The config's model with the weights of a checkpoint. Raises UserError with the differences if they do not fit."""
@@ -190,7 +186,3 @@ def compare(a, b, path=''):
     if a in (None, {}) and b in (None, {}):
         return []
     return [] if a == b and type(a) is type(b) or is_number(a) and is_number(b) and a == b else [(path, a, b)]
-
-
-def is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

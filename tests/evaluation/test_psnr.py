@@ -143,7 +143,7 @@ def test_tile_says_why_a_model_takes_whole_images():
 def test_a_batch_that_cannot_be_measured_names_its_image(model, load):
     case = next(case for case in read_suite('benchmark', ['2'], load) if case.data == 'Set5')
     loader = make_loader(open_data(case.config, case.dataset), 1, seed=0, train=False, num_workers=0)
-    with pytest.raises(UserError, match='^0000.png: nothing is left of an image'):
+    with pytest.raises(UserError, match='^0000.png: found an image of'):
         eval_psnr(loader, open_model(model, CPU).model, PUBLISHED_NORM, 'benchmark-40')
 
 
