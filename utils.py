@@ -10,8 +10,8 @@ import inspect
 import math
 import os
 import re
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -70,11 +70,11 @@ class Registry:
         name, and arguments that the constructor does not take or lacks.
         """
         if not isinstance(spec, dict) or not isinstance(spec.get('name'), str):
-            raise UserError(f'a {self.kind} spec is {{name: ..., args: {{...}}}}, found {_short(spec)}')
+            raise UserError(f'a {self.kind} spec is {{name: ..., args: {{...}}}}, found {show(spec)}')
         thing = self.get(spec['name'])
         given = spec.get('args') or {}
         if not isinstance(given, dict):
-            raise UserError(f'{self.kind} {spec["name"]!r}: args is a mapping, found {_short(given)}')
+            raise UserError(f'{self.kind} {spec["name"]!r}: args is a mapping, found {show(given)}')
         merged = {**copy.deepcopy(given), **(args or {})}
         signature = inspect.signature(thing)
         try:
@@ -85,8 +85,9 @@ class Registry:
         return thing(**merged)
 
 
-def _short(value, limit=80):
-    text = repr(value)
+def show(value, limit=80):
+    """A value as a message shows it: on one line, and not too long."""
+    text = repr(value) if value is not None else 'null'
     return text if len(text) <= limit else text[:limit - 3] + '...'
 
 
@@ -319,16 +320,15 @@ def atomic_write(path, mode='wb', **kwargs):
     removed, and an older file at `path` stays. Readers never see a partial file."""
     folder, name = os.path.split(os.path.abspath(path))
     name = os.fsdecode(os.fsencode(name)[:200])  # names have at most 255 bytes on most file systems
-    fd, temporary = tempfile.mkstemp(dir=folder, prefix=f'.{name}.')
+    temporary = os.path.join(folder, f'.{name}.{secrets.token_hex(8)}')
     try:
-        with os.fdopen(fd, mode, **kwargs) as f:
+        with open(temporary, mode, **kwargs) as f:
             yield f
             f.flush()
             os.fsync(f.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
 
@@ -423,9 +423,3 @@ def set_save_path(save_path, remove=True):
     from tensorboardX import SummaryWriter
     ensure_path(save_path, remove)
     return functools.partial(log, folder=save_path), SummaryWriter(os.path.join(save_path, 'tensorboard'))
-
-
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -95,7 +95,8 @@ class SRImplicitDegraded(SRImplicitDownsampled):
         if inp_size is None:
             raise UserError('inp_size: found nothing, expected the side of the input')
         for name, value in own.items():
-            check_value(name, value, OWN[name])
+            if not OWN[name].accepts(value):
+                raise UserError(f'{name}: found {value!r}, expected {OWN[name].text}')
         self.degradation = own
 
     def reduce(self, hr, h, w, rng):
@@ -286,9 +287,3 @@ def to_uint8(x):
 
 def uniform(interval, draw):
     return interval[0] + (interval[1] - interval[0]) * draw()
-
-
-def check_value(name, value, kind):
-    """Raises UserError for a value that is not of this ValueType."""
-    if not kind.accepts(value):
-        raise UserError(f'{name}: found {value!r}, expected {kind.text}')

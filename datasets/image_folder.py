@@ -12,7 +12,7 @@ from tqdm import tqdm
 from utils import Integer, OneOf, OrNull, Path, Text, UserError
 
 from .datasets import register
-from .images import FORMATS, MAX_PIXELS, BadImage, image_size, in_threads, read_image
+from .images import MAX_PIXELS, BadImage, image_names, image_size, in_threads, read_image
 
 
 SUFFIX = re.compile(r'([-_]?(x\d+(\.\d+)?|lr\d*|hr|srf[-_]?\d+))+$', re.IGNORECASE)  # 0801x2, img_001_SRF_2_LR
@@ -49,7 +49,7 @@ class ImageFolder(Dataset):
             raise UserError(f'image folder {str(root_path)!r} does not exist (looked for from {os.getcwd()}): correct '
                             f'root_path, or download the data set there')
         self.root, self.max_pixels, self.repeat = os.fspath(root_path), max_pixels, repeat
-        self.names = _list_images(self.root) if split_file is None else _read_split(self.root, split_file, split_key)
+        self.names = image_names(self.root) if split_file is None else _read_split(self.root, split_file, split_key)
         self.names = self.names[:first_k]
         self.fill_cache(cache)
 
@@ -154,15 +154,6 @@ def check_int(name, value, optional=False):
     """Raise UserError unless the argument is a whole number of at least 1 (or None, when optional)."""
     if not (optional and value is None) and (type(value) is not int or value < 1):
         raise UserError(f'{name} is a whole number of at least 1{" or null" if optional else ""}, found {value!r}')
-
-
-def _list_images(root):
-    with os.scandir(root) as entries:
-        names = sorted(entry.name for entry in entries if not entry.name.startswith('.')
-                       and os.path.splitext(entry.name)[1].lower() in FORMATS and entry.is_file())
-    if not names:
-        raise UserError(f'image folder {root!r} holds no images ({" ".join(FORMATS)}): correct root_path, or fill it')
-    return names
 
 
 def _read_split(root, split_file, split_key):

@@ -103,6 +103,16 @@ def open_image(path, max_pixels=MAX_PIXELS, data=None):
             yield image, data
 
 
+def image_names(folder):
+    """Names of the image files in a folder, sorted; hidden and other files are left out. Raises UserError for none."""
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith('.')
+                       and os.path.splitext(entry.name)[1].lower() in FORMATS and entry.is_file())
+    if not names:
+        raise UserError(f'folder {folder!r} holds no images ({" ".join(FORMATS)}): name another one, or fill it')
+    return names
+
+
 def is_png16(data):
     """Whether the bytes of a file are a PNG of 16 bits per sample."""
     return data[:4] == b'\x89PNG' and data[24] == 16
@@ -139,15 +149,20 @@ def png_chunks(data, names):
 def in_threads(function, items):
     """Yield function(item) for each item, in order, computed by one thread per core (decoders release the lock). At
     most two results per thread wait to be taken, which bounds the memory."""
-    threads = cores()
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        waiting = collections.deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= 2 * threads:
-                yield waiting.popleft().result()
-        while waiting:
+    with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
+        yield from in_order(pool, ((function, item) for item in items), 2 * cores())
+
+
+def in_order(pool, calls, ahead):
+    """Yield function(*arguments) for each (function, *arguments), in order, computed by an executor of which at most
+    `ahead` results wait to be taken."""
+    waiting = collections.deque()
+    for call in calls:
+        waiting.append(pool.submit(*call))
+        if len(waiting) >= ahead:
             yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def cores():

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.images import FORMATS, cores, image_size, read_image
+from datasets.images import cores, image_names, image_size, in_order, read_image
 from utils import UserError, atomic_write, resampling_taps
 
 
@@ -117,16 +117,11 @@ def make_lr_folder(hr_folder, lr_folder, scales, kernel='matlab', workers=None, 
 
 
 def list_images(folder):
-    """Names of the image files in a folder, sorted; hidden and other files are left out.
-
-    Raises UserError for none, and for two that differ in their suffix only: what is made of them would get one name.
-    """
+    """The `image_names` of a folder. Raises UserError also for two that differ in their suffix only: what is made of
+    them would get one name."""
     if not os.path.isdir(folder):
         raise UserError(f'there is no folder {folder}: give the one that holds the high-resolution images')
-    names = sorted(name for name in os.listdir(folder)
-                   if os.path.splitext(name)[1].lower() in FORMATS and not name.startswith('.'))
-    if not names:
-        raise UserError(f'{folder} holds no images ({" ".join(FORMATS)})')
+    names = image_names(folder)
     for one, other in itertools.pairwise(sorted(names, key=os.path.splitext)):
         if os.path.splitext(one)[0] == os.path.splitext(other)[0]:
             raise UserError(f'{folder} holds both {one} and {other}, and what is made of them would have one name: '
@@ -135,30 +130,21 @@ def list_images(folder):
 
 
 def in_processes(function, jobs, workers, label):
-    """Yield function(*job) as jobs finish, with a progress bar; in this process for fewer than two workers."""
+    """Yield function(*job) in order, with a progress bar; in this process for fewer than two workers."""
     total = len(jobs) if hasattr(jobs, '__len__') else None
     yield from tqdm(_finished(function, jobs, workers), total=total, desc=label, unit='image', disable=None)
 
 
 def _finished(function, jobs, workers):
     if workers < 2:
-        for job in jobs:
-            yield function(*job)
+        yield from itertools.starmap(function, jobs)
         return
     # Spawned, not forked: PyTorch's threads do not survive a fork.
     with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'),
                                                 initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            pending, jobs = set(), iter(jobs)
-            while True:
-                # A few jobs ahead, since they may carry whole images.
-                room = 4 * workers - len(pending)
-                pending.update(pool.submit(function, *job) for job in itertools.islice(jobs, room))
-                if not pending:
-                    return
-                done, pending = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
+            # A few jobs ahead, since they may carry whole images.
+            yield from in_order(pool, ((function, *job) for job in jobs), 4 * workers)
         except concurrent.futures.process.BrokenProcessPool:
             raise UserError('a worker process was killed, most likely for lack of memory: use fewer --workers') \
                 from None

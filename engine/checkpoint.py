@@ -108,8 +108,9 @@ def read_file(path):
         with open(path, 'rb') as f:
             data = f.read()
     except FileNotFoundError:
+        names = ', '.join(weights_by_name())
         raise UserError(f'checkpoint {path} does not exist: correct the path'
-                        + known_weights()) from None
+                        + f', or name weights that are there: {names}' * bool(names)) from None
     except (OSError, ValueError) as error:
         raise Unreadable(f'checkpoint {path} cannot be read ({getattr(error, "strerror", None) or error}): it may be '
                          f'intact, so try again once the disk or the network answers') from None
@@ -266,11 +267,10 @@ def find_resume(folder):
     A damaged one is named in the log and the one before it is taken; UserError when all are damaged, and at once when
     one cannot be read, since it may be intact.
     """
-    numbered = [(int(match.group(1)), match.group()) for match in
-                (re.fullmatch(r'epoch-(\d+)\.pth', name) for name in os.listdir(folder)) if match]
-    names = [LAST, PREVIOUS, *(name for _, name in sorted(numbered, reverse=True)), 'epoch-best.pth']
+    numbers = [match[1] for match in (re.fullmatch(r'epoch-(\d+)\.pth', name) for name in os.listdir(folder)) if match]
+    numbered = [f'epoch-{number}.pth' for number in sorted(numbers, key=int, reverse=True)]
     problems = []
-    for name in names:
+    for name in (LAST, PREVIOUS, *numbered, 'epoch-best.pth'):
         path = os.path.join(folder, name)
         if not os.path.exists(path):
             continue
@@ -329,12 +329,6 @@ def weights_by_name(folder=None):
         if path not in found.values():
             found[os.path.basename(os.path.dirname(path))] = path
     return found
-
-
-def known_weights():
-    """The names in weights/, as a message lists them; '' when there is none."""
-    found = weights_by_name()
-    return f", or name weights that are there: {', '.join(found)}" if found else ''
 
 
 def default_model(folder=None):

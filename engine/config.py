@@ -13,7 +13,7 @@ from itertools import islice
 import yaml
 
 from engine.schema import EVAL_TYPE, HANDED, KINDS, REGISTRIES, REQUIRED, Key, keys_of, parameters_of, text_of
-from utils import Text, UserError, ValueType, counted, shaved_pixels
+from utils import Text, UserError, ValueType, counted, shaved_pixels, show
 
 
 PROGRAMS = {'train': 'train_liif.py', 'test': 'test.py'}
@@ -154,12 +154,6 @@ def parse(text, name):
         mark = getattr(error, 'problem_mark', None)
         where = f' in line {mark.line + 1}, column {mark.column + 1}' if mark else ''
         raise UserError(f'{name}: not valid YAML{where} ({printable(problem)}); correct it there') from None
-
-
-def show(value, limit=80):
-    """A value as a message shows it: on one line, and not too long."""
-    text = repr(value) if value is not None else 'null'
-    return text if len(text) <= limit else text[:limit - 3] + '...'
 
 
 def printable(text, limit=200):

@@ -71,16 +71,10 @@ def wait():
 
 def from_first(data, device):
     """The bytes (or None) that process 0 has, on every process: a file need not be on every machine."""
-    if not joined():
-        return data
-    size = torch.tensor([len(data) if data is not None else -1], device=device)
-    dist.broadcast(size, 0)
-    if size.item() < 0:
-        return None
-    buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device) if rank() == 0 \
-        else torch.empty(int(size), dtype=torch.uint8, device=device)
-    dist.broadcast(buffer, 0)
-    return buffer.cpu().numpy().tobytes()
+    holder = [data]
+    if joined():
+        dist.broadcast_object_list(holder, device=device)
+    return holder[0]
 
 
 def wrap(model, device):

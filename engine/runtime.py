@@ -86,9 +86,9 @@ def select_device(gpu=None, announce=True):
                             f'name one' + (f' or {count}' if count > 1 else ''))
         if len(names) == 1 and count > 1 and names != ['cpu']:
             raise UserError(f'--gpu {gpu}: {count} processes would share it; leave --gpu out, and each takes its own')
-        return use_device(named_device(names[local] if len(names) > 1 else names[0]))
+        return named_device(names[local] if len(names) > 1 else names[0])
     if torch.cuda.is_available():
-        return use_device(named_device(str(local)))
+        return named_device(str(local))
     device = torch.device('mps' if torch.backends.mps.is_available() and count == 1 else 'cpu')
     if local == 0 and announce:
         kind = "Apple's GPU (MPS)" if device.type == 'mps' else \
@@ -126,15 +126,9 @@ def named_device(name):
         found += f' (CUDA_VISIBLE_DEVICES={visible})' if visible else ''
         remedy = 'choose one of these' if count else 'use --gpu cpu'
         raise UserError(f'GPU {number} is not there: {found}; {remedy}')
+    # Streams, events, pinned memory and NCCL use the current device unless told otherwise.
+    torch.cuda.set_device(torch.device('cuda', number))
     return torch.device('cuda', number)
-
-
-def use_device(device):
-    """Make a CUDA device the current one: streams, events, pinned memory and NCCL use the current device unless told
-    otherwise. Returns the device."""
-    if device.type == 'cuda':
-        torch.cuda.set_device(device)
-    return device
 
 
 def copy_to_host(tensor):

@@ -66,7 +66,8 @@ class Renderer:
         self.model.eval()
         self.device = model_device(self.model)
         self.data_norm = self.data_norm or PUBLISHED_NORM
-        self.memory = self.memory or default_memory(self.device)
+        if not self.memory:
+            self.memory = torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == 'cuda' else 2 << 30
         if self.tile is not None and self.tile < 1:
             raise UserError(f'tile: found {self.tile}, expected at least 1 pixel')
         if self.tile is not None:
@@ -359,13 +360,6 @@ def quantize(rgb, dtype):
         return rgb.to(dtype)
     levels = torch.iinfo(dtype).max
     return (rgb * levels + 0.5).to(torch.int32).to(dtype)
-
-
-def default_memory(device):
-    """Bytes to spend on encoder activations, and as many on kept codes: half of a GPU's free memory, else 2 GiB."""
-    if device.type == 'cuda':
-        return torch.cuda.mem_get_info(device)[0] // 2
-    return 2 << 30
 
 
 # The eight symmetries of a square: (flip rows, flip columns, transpose), applied in this order.

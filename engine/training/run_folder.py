@@ -70,15 +70,16 @@ class RunFolder:
                 self._lock()
                 if not self.resume and not self.overwrite:
                     self._refuse_a_run()  # one may have begun since
-            for leftover in glob.glob(self.pattern('.*.pth.*')) + glob.glob(self.pattern(f'.{CONFIG}.*')):
-                os.unlink(leftover)  # of a process that was killed while it wrote
+            for pattern in ('.*.pth.*', f'.{CONFIG}.*'):  # left by a process that was killed while it wrote
+                for leftover in glob.glob(pattern, root_dir=self.path):
+                    os.unlink(self.file(leftover))
         self.begun, text = True, yaml.safe_dump(config, sort_keys=False, default_flow_style=None)
         with self.writing(CONFIG), atomic_write(self.file(CONFIG), 'w', encoding='utf-8') as f:
             f.write(text)
         log.info(f'config (kept in {self.file(CONFIG)}):\n{text.rstrip()}')
 
     def _refuse_a_run(self):
-        if glob.glob(self.pattern('*.pth*')) + glob.glob(self.pattern(CONFIG)):
+        if glob.glob('*.pth*', root_dir=self.path) or os.path.exists(self.file(CONFIG)):
             raise UserError(f'{self.path} holds a run already: continue it by --resume, replace it by --overwrite, or '
                             f'keep both by another --name or --tag')
 
@@ -114,9 +115,6 @@ class RunFolder:
 
     def file(self, name):
         return os.path.join(self.path, name)
-
-    def pattern(self, name):
-        return os.path.join(glob.escape(self.path), name)
 
     @contextlib.contextmanager
     def writing(self, name):
@@ -172,7 +170,7 @@ class RunFolder:
         if self.curves is not None:
             with self.writing(CURVES):
                 for name, value in values.items():
-                    self.curves.scalar(name, value, epoch)
+                    self.curves.add(epoch, summary=self.curves.summary.scalar(name, value))
 
     def images(self, images, epoch):
         """{name: float (3, H, W) in [0, 1]} after an epoch; as PNG, too, where the next ones replace them."""
@@ -187,7 +185,7 @@ class RunFolder:
                 f.write(data.getbuffer())
             if self.curves is not None:
                 with self.writing(CURVES):
-                    self.curves.image(name, pixels, epoch)
+                    self.curves.add(epoch, summary=self.curves.summary.image(name, pixels))
 
 
 class Once(logging.Filter):
@@ -238,15 +236,8 @@ class Curves:
         os.makedirs(path, exist_ok=True)
         self.summary, self.event_pb2 = summary, event_pb2
         self.writer = EventsWriter(os.path.join(path, 'events'), f'.{os.getpid()}')
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._write(epoch, session_log=start)
+        self.add(epoch, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
 
-    def scalar(self, name, value, epoch):
-        self._write(epoch, summary=self.summary.scalar(name, value))
-
-    def image(self, name, pixels, epoch):
-        self._write(epoch, summary=self.summary.image(name, pixels))
-
-    def _write(self, epoch, **content):  # the axis of the curves, which TensorBoard calls step
+    def add(self, epoch, **content):  # the axis of the curves, which TensorBoard calls step
         self.writer.write_event(self.event_pb2.Event(wall_time=time.time(), step=epoch, **content))
         self.writer.flush()
