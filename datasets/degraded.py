@@ -56,16 +56,9 @@ SIGMA, LEVELS, QUALITY = Interval(0, 100), Interval(0, 255), Interval(1, 100)
 class SRImplicitDegraded(SRImplicitDownsampled):
     """`sr-implicit-downsampled` with degraded inputs; the ground truth stays clean.
 
-    dataset, inp_size, scale_min, scale_max, augment, sample_q, small_images: as there, but inp_size is required.
-    clean_prob: share of samples that are only reduced by bicubic; the other probabilities, all in [0, 1], apply to the
-    rest. kernels: names of the kernels to reduce with, drawn evenly. second_prob: of two rounds instead of one.
-    blur_prob: of a blur; blur_sigma: [low, high] of its standard deviation in pixels, 0 to 100; anisotropic_prob: share
-    of blurs that are elongated in a random direction; sinc_prob: share that are ideal low-pass filters, which ring.
-    noise_prob: of noise; noise_sigma: [low, high] of its standard deviation in grey levels of 255; poisson_prob: share
-    of shot noise, with that standard deviation at middle grey; grey_prob: share that is equal in all channels.
-    compression_prob: of JPEG or WebP; quality: [low, high], 1 to 100; webp_prob: share of WebP; subsampling_prob: share
-    of JPEG with chroma at half the resolution.
-    Raises UserError for values outside these ranges and for ranges that are upside down.
+    The arguments up to small_images are as there, but inp_size is required; each of the others is described where it
+    is declared. Probabilities but clean_prob apply to the samples that do not stay clean. Raises UserError for values
+    outside of the declared ranges and for ranges that are upside down.
     """
 
     def __init__(self, dataset, inp_size: Annotated[int, Integer(1, 2 ** 16), 'side of the input, a random crop'],

@@ -31,12 +31,9 @@ MaxPixels = Annotated[int, OrNull(Integer(1)), 'refuse larger images; null: no l
 class ImageFolder(Dataset):
     """The image files of a folder in the order of their names; hidden files and other kinds are passed over.
 
-    root_path: the folder. split_file, split_key: a JSON file {key: [names]} and the list in it to use instead of
-    the whole folder. first_k: only so many. repeat: how often the images count in one pass.
     cache: 'none' decodes a file each time; 'in_memory' decodes all once and keeps the 8-bit pixels; 'bin' keeps them
-    in a memory-mapped file beside the folder, which processes and later runs share.
-    max_pixels: the largest H * W to decode (None: any), against files made to exhaust the memory.
-    Raises UserError for a folder, a split or an argument that cannot be used.
+    in a memory-mapped file next to the folder, which processes and later runs share. max_pixels is against files made
+    to exhaust the memory. Raises UserError for a folder, a split or an argument that cannot be used.
     """
 
     def __init__(self, root_path: Annotated[str, Path('folder'), 'folder of images'], split_file: SplitFile = None,

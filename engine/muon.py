@@ -20,10 +20,8 @@ class Muon(torch.optim.Optimizer):
 
         -lr * sqrt(max(1, out / in)) * orthogonalize(grad + momentum * buffer),  buffer = momentum * buffer + grad
 
-    params: in the order of the network, frozen ones included (they get no step).
-    lr: rate of the matrices, > 0. A schedule that changes it changes adam_lr in proportion.
-    momentum: of the matrices, in [0, 1). weight_decay: fraction lr * weight_decay of a matrix taken off in a step.
-    adam_lr, adam_betas, adam_eps: of Adam. iterations: Newton-Schulz steps.
+    params: in the order of the network, frozen ones included (they get no step). A schedule that changes lr changes
+    adam_lr in proportion.
     """
 
     def __init__(self, params, lr: Annotated[float, Number(0, above=True), 'learning rate of the hidden weights'],
@@ -37,17 +35,12 @@ class Muon(torch.optim.Optimizer):
                                       adam_betas=tuple(adam_betas), adam_eps=adam_eps, iterations=iterations))
 
     @torch.no_grad()
-    def step(self, closure=None):
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self):
         for group in self.param_groups:
             weights = [p for p in group['params'] if p.requires_grad and p.ndim > 1][1:-1]
             hidden = {id(p) for p in weights}
             self._step_matrices(group, [p for p in weights if p.grad is not None])
             self._step_others(group, [p for p in group['params'] if p.grad is not None and id(p) not in hidden])
-        return loss
 
     def _step_matrices(self, group, weights):
         if not weights:

@@ -145,17 +145,13 @@ def config_at(test, scale, listed):
         if 'crop' in test:
             config['test_dataset']['wrapper']['args']['crop'] = test['crop']
         return config
-    file = _config_file(test['config'], scale)
+    file, listed_file = (_in_root(test['config'].replace('{scale}', s)) for s in (scale, listed[0]))
     if scale in listed or os.path.exists(file):
         return load_config(file, kind='test', check_paths=False)
-    first = load_config(_config_file(test['config'], listed[0]), kind='test', check_paths=False)
+    first = load_config(listed_file, kind='test', check_paths=False)
     args = first['test_dataset']['dataset']['args']
     metric = parse_eval_type(first['eval_type'])[0] or 'rgb'
     return hr_config(args.get('root_path_2', args.get('root_path')), scale, metric, first['data_norm'])
-
-
-def _config_file(pattern, scale):
-    return _in_root(pattern.replace('{scale}', scale))
 
 
 def _in_root(path):

@@ -120,16 +120,13 @@ def check_job(source, target, size_of, max_pixels=MAX_PIXELS):
     """(source pixels, output pixels) of a job. Raises UserError for what the headers of files and the names tell:
     sources that cannot be read, sizes that make no sense, targets that cannot be written."""
     if is_clip(source, target):
-        video = videos.read_video(source)
+        video, check = videos.read_video(source), videos.remarks
         (h, w), frames = video.size, video.count
-        size = size_of(h, w)
-        path = target(size) if callable(target) else target
-        videos.remarks(path, size)
     else:
-        (h, w), frames = source_size(source, max_pixels), 1
-        size = size_of(h, w)
-        path = target(size) if callable(target) else target
-        file_format(path, size)
+        (h, w), frames, check = source_size(source, max_pixels), 1, file_format
+    size = size_of(h, w)
+    path = target(size) if callable(target) else target
+    check(path, size)
     folder = os.path.dirname(os.path.abspath(path))
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)

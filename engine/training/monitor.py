@@ -58,30 +58,52 @@ class Monitor:
         share = waited / (time.perf_counter() - begun)
         if share > 0.2 and waited > 5:
             log.info(f'the model waited for data {share:.0%} of the time: give more --workers, or set cache: bin')
-        if self._record_pending() or self.stopping:
+        if self.record() or self.stopping:
             raise Stopped
 
     def after_step(self, batch, loss, norm, rate, share):
         """Record the step before this one, save when it is time. Raises Stopped when a process was asked to stop."""
-        last = self.pending
         counts = [self.stop.asked(), batch['skipped'].sum().item() if share else 0]
         sums = distributed.all_sum(torch.stack([loss * share, *(loss.new_full((), n) for n in counts)]))
-        self.pending = Result(*copy_to_host(torch.cat([sums, norm.view(1)])), rate, batch['index'])
-        if last is not None:
-            self.stopping |= record_step(last, self.state, self.sampler, self.folder)
+        self.stopping |= self.record(Result(*copy_to_host(torch.cat([sums, norm.view(1)])), rate, batch['index']))
         if self.state.loss.n:
             self.progress.set_postfix_str(f'loss {self.state.loss.item():.4f}', refresh=False)
         self.progress.update()
         if self.stopping or self.folder.save_is_due(self.state.config['save_minutes']):
-            asked = self._record_pending()
+            asked = self.record()
             if self.stopping:
                 raise Stopped
             self.folder.save(self.state.checkpoint())
             self.stopping = asked  # after the next step, as in the processes that do not save
 
-    def _record_pending(self):
-        last, self.pending = self.pending, None
-        return last is not None and record_step(last, self.state, self.sampler, self.folder)
+    def record(self, following=None):
+        """Take the pending Result into the state; `following` is pending then. Returns whether a process was asked to
+        stop. Raises UserError for a loss or a gradient that is not finite."""
+        result, self.pending, state = self.pending, following, self.state
+        if result is None:
+            return False
+        result.wait()
+        loss, asked, skipped, norm = result.values.tolist()
+        overflow = state.scaler.is_enabled() and state.scaler.get_scale() >= SMALLEST_SCALE  # it skipped that step
+        if not math.isfinite(loss) or not math.isfinite(norm) and not overflow:
+            if not self.folder.is_main:
+                raise SystemExit(2)  # process 0 finds the same and says it
+            raise UserError(f'epoch {state.epoch}, step {state.step + 1}: the loss is {loss:g} and the norm of its '
+                            f'gradient {norm:g}, at rate {result.rate:g} on samples {self._samples(result)}: lower the '
+                            f'rate, set grad_clip, or look at these images; the last good checkpoint stays')
+        state.step += 1
+        state.loss.add(loss)
+        state.skipped += int(skipped)
+        return asked > 0
+
+    def _samples(self, result):
+        """The sample indices of the global batch, as text."""
+        indices, sampler = result.index.tolist(), self.sampler
+        if distributed.world() > 1:
+            whole = BatchSampler(sampler.samples, sampler.batch_size, sampler.seed, train=True)
+            whole.set_position(self.state.epoch, self.state.step)
+            indices = [index for _, index in next(iter(whole))]
+        return ', '.join(map(str, indices))
 
     def end_epoch(self, psnr):
         """Log the epoch, go to the next one, save. psnr: of the validation, in dB; None without one."""
@@ -114,35 +136,6 @@ class Monitor:
                  f'made, and saved; go on with: {distributed.resume_command()}')
         distributed.wait()  # a process that ended sooner would have the others ended, too
         return self.stop.number or signal.SIGTERM  # it may be another process that was asked
-
-
-def record_step(result, state, sampler, folder):
-    """Take a step's Result into the state. Returns whether a process was asked to stop. Raises UserError for a loss or
-    a gradient that is not finite."""
-    result.wait()
-    loss, asked, skipped, norm = result.values.tolist()
-    overflow = state.scaler.is_enabled() and state.scaler.get_scale() >= SMALLEST_SCALE  # it skipped that step
-    if not math.isfinite(loss) or not math.isfinite(norm) and not overflow:
-        if not folder.is_main:
-            raise SystemExit(2)  # process 0 finds the same and says it
-        raise UserError(f'epoch {state.epoch}, step {state.step + 1}: the loss is {loss:g} and the norm of its '
-                        f'gradient {norm:g}, at rate {result.rate:g} on samples '
-                        f'{batch_indices(result, state, sampler)}: lower the rate, set grad_clip, or look at these '
-                        f'images; the last good checkpoint stays')
-    state.step += 1
-    state.loss.add(loss)
-    state.skipped += int(skipped)
-    return asked > 0
-
-
-def batch_indices(result, state, sampler):
-    """The sample indices of a global batch, as text."""
-    indices = result.index.tolist()
-    if distributed.world() > 1:
-        whole = BatchSampler(sampler.samples, sampler.batch_size, sampler.seed, train=True)
-        whole.set_position(state.epoch, state.step)
-        indices = [index for _, index in next(iter(whole))]
-    return ', '.join(map(str, indices))
 
 
 def warn_of_skipped(batch):

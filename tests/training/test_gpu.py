@@ -77,9 +77,10 @@ def test_results_are_read_when_their_copy_has_arrived(calls):
         calls.append(('copy', device, non_blocking))
         return Copy()
     copy, wait = runtime.copy_to_host(on_gpu('cuda:1', to))
-    state = types.SimpleNamespace(scaler=torch.amp.GradScaler('cpu', enabled=False), step=0, skipped=0,
+    state = types.SimpleNamespace(scaler=torch.amp.GradScaler('cpu', enabled=False), epoch=1, step=0, skipped=0,
                                   loss=types.SimpleNamespace(add=lambda value: None))
-    monitor.record_step(monitor.Result(copy, wait, 1e-4, None), state, None, None)
+    watch = monitor.Monitor(state, None, None, None)
+    assert not watch.record(monitor.Result(copy, wait, 1e-4, None)) and not watch.record()
     assert calls == [('copy', 'cpu', True), ('record', 'stream of cuda:1'), ('synchronize',), ('read',)]
 
 
