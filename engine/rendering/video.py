@@ -3,6 +3,7 @@
 Frames keep their exact times, also those of clips with a variable rate. Audio packets are copied where the container
 can hold them.
 """
+import contextlib
 import functools
 import heapq
 import itertools
@@ -137,15 +138,10 @@ def _decoded(container, stream):
     """The frames of a stream; damaged packets are skipped."""
     av = _av()
     stream.thread_type = 'AUTO'
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets)
-            yield from packet.decode()
-        except av.error.InvalidDataError:
-            continue
-        except (StopIteration, av.error.EOFError):
-            return
+    with contextlib.suppress(av.error.InvalidDataError):
+        for packet in container.demux(stream):
+            with contextlib.suppress(av.error.InvalidDataError, av.error.EOFError):
+                yield from packet.decode()
 
 
 def _frames(path):
@@ -189,11 +185,9 @@ def _filtered(graph, frames):
     av = _av()
     for frame in itertools.chain(frames, [None]):
         graph.vpush(frame)
-        while True:
-            try:
+        with contextlib.suppress(av.error.BlockingIOError, av.error.EOFError):
+            while True:
                 yield graph.vpull()
-            except (av.error.BlockingIOError, av.error.EOFError):
-                break
     yield None
 
 
