@@ -71,14 +71,10 @@ def _download_one(url, part, attempts, pause, timeout):
             time.sleep(pause * 2 ** (attempt - 1))
         try:
             return _continue(url, part, timeout)
-        except urllib.error.HTTPError as error:
-            if error.code < 500 or attempt == attempts - 1:
-                raise
-        except urllib.error.URLError as error:
-            if not isinstance(error.reason, (TimeoutError, ConnectionError)) or attempt == attempts - 1:
-                raise
-        except (TimeoutError, ConnectionError, http.client.HTTPException):
-            if attempt == attempts - 1:
+        except (OSError, http.client.HTTPException) as error:
+            passing = error.code >= 500 if isinstance(error, urllib.error.HTTPError) else isinstance(
+                getattr(error, 'reason', error), (TimeoutError, ConnectionError, http.client.HTTPException))
+            if not passing or attempt == attempts - 1:
                 raise
 
 

@@ -127,7 +127,7 @@ def decode_png16(data):
     """
     width, height, _, kind, _, _, interlaced = struct.unpack('>IIBBBBB', data[16:29])
     channels = {0: 1, 2: 3, 4: 2, 6: 4}[kind]
-    _check_length(data, sum(h * (1 + w * 2 * channels) for h, w in _passes(height, width, interlaced) if w))
+    _check_length(data, height, width, 2 * channels, interlaced)
     if channels == 1:
         return _decode(data)[..., None].astype(np.uint16)
     if channels == 2:  # grey and alpha take four bytes, like RGBA of 8 bits
@@ -230,14 +230,12 @@ def _bad_image(path):
         raise BadImage(f'image {path} cannot be read ({reason}): replace or remove it') from error
 
 
-def _passes(height, width, interlaced):
-    """(rows, columns) of each pass of a PNG."""
-    return [(-(-(height - top) // down), -(-(width - left) // right))
-            for top, left, down, right in (ADAM7 if interlaced else [(0, 0, 1, 1)])]
-
-
-def _check_length(data, size):
-    """Raise ValueError if a PNG's compressed data gives fewer than `size` bytes: Pillow leaves the rest black."""
+def _check_length(data, height, width, pixel, interlaced):
+    """Raise ValueError if a PNG's compressed data gives fewer bytes than its pixels, each of `pixel` bytes, and one for
+    the filter of each row: Pillow leaves the rest black."""
+    passes = [(-(-(height - top) // down), -(-(width - left) // right))  # (rows, columns)
+              for top, left, down, right in (ADAM7 if interlaced else [(0, 0, 1, 1)])]
+    size = sum(rows * (1 + columns * pixel) for rows, columns in passes if columns)
     compressed = b''.join(content for _, content in png_chunks(data, (b'IDAT',)))
     if len(zlib.decompressobj().decompress(compressed, size)) < size:
         raise ValueError('the image data ends too early')

@@ -12,6 +12,7 @@ At integers this is the rule of the published benchmarks: crop to a multiple of 
 that the training wrapper `sr-implicit-downsampled` takes.
 """
 import concurrent.futures.process
+import functools
 import itertools
 import math
 import multiprocessing
@@ -132,19 +133,16 @@ def list_images(folder):
 def in_processes(function, jobs, workers, label):
     """Yield function(*job) in order, with a progress bar; in this process for fewer than two workers."""
     total = len(jobs) if hasattr(jobs, '__len__') else None
-    yield from tqdm(_finished(function, jobs, workers), total=total, desc=label, unit='image', disable=None)
-
-
-def _finished(function, jobs, workers):
+    progress = functools.partial(tqdm, total=total, desc=label, unit='image', disable=None)
     if workers < 2:
-        yield from itertools.starmap(function, jobs)
+        yield from progress(itertools.starmap(function, jobs))
         return
     # Spawned, not forked: PyTorch's threads do not survive a fork.
     with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'),
                                                 initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             # A few jobs ahead, since they may carry whole images.
-            yield from in_order(pool, ((function, *job) for job in jobs), 4 * workers)
+            yield from progress(in_order(pool, ((function, *job) for job in jobs), 4 * workers))
         except concurrent.futures.process.BrokenProcessPool:
             raise UserError('a worker process was killed, most likely for lack of memory: use fewer --workers') \
                 from None

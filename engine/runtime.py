@@ -106,8 +106,8 @@ def say_once(message):
 def parse_gpus(gpu):
     """'0,1' -> ['0', '1']. Raises UserError for what is no list of GPU numbers, or of cpu."""
     names = [name.strip() for name in gpu.split(',')]
-    wrong = [name for name in names if name != 'cpu' and not (name.isascii() and name.isdigit())]
-    if wrong or len({*names}) != len(names) and names != ['cpu'] * len(names) or 'cpu' in names and {*names} != {'cpu'}:
+    numbers = all(name.isascii() and name.isdigit() for name in names) and len({*names}) == len(names)
+    if not numbers and {*names} != {'cpu'}:
         raise UserError(f'--gpu {gpu!r}: expected the number of a GPU such as 0, several such as 0,1 (to '
                         f'train on all of them), or cpu')
     return names
@@ -150,9 +150,7 @@ def describe_device(device):
 
 def model_device(model):
     """Where a model's parameters or buffers are; the CPU for one that has none."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device('cpu')
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device('cpu'))
 
 
 def autocast(device, precision):

@@ -4,6 +4,7 @@
 all cases. Each result is a file in <output>/runs, named by a hash of all it depends on, so that a suite that is started
 again measures only what is missing.
 """
+import contextlib
 import datetime
 import functools
 import hashlib
@@ -99,17 +100,16 @@ def check_channels(model, device, path):
 
 def check_norm(candidate, data_norm):
     """UserError when the checkpoint was trained with another normalization than the test config has."""
-    trained, tested = candidate.norm, data_norm or IDENTITY_NORM
-    if trained is not None and norm_text(trained, 3) != norm_text(tested, 3):
-        raise UserError(f'the test has data_norm {norm_text(tested)}, expected that of {candidate.about["file"]}, '
-                        f'{norm_text(trained)}: use a test config with the same data_norm')
+    trained, tested = (norm_text(norm or IDENTITY_NORM) for norm in (candidate.norm, data_norm))
+    if candidate.norm is not None and trained != tested:
+        raise UserError(f'the test has data_norm {tested}, expected that of {candidate.about["file"]}, {trained}: use '
+                        f'a test config with the same data_norm')
 
 
-def norm_text(norm, channels=1):
-    """A normalization as text; one number for all channels is written `channels` times."""
-    parts = {part: [[float(v) for v in norm[part][key]] for key in ('sub', 'div')] for part in ('inp', 'gt')}
-    return ', '.join(f'{part} ' + ' '.join(str(v * channels if len(v) == 1 else v) for v in values)
-                     for part, values in parts.items())
+def norm_text(norm):
+    """A normalization as text; one number for all channels is written three times."""
+    values = {f'{part}.{key}': list(map(float, norm[part][key])) for part in ('inp', 'gt') for key in ('sub', 'div')}
+    return ', '.join(f'{name} {value * (3 // len(value))}' for name, value in values.items())
 
 
 # Measuring.
@@ -231,21 +231,16 @@ def run_suite(cases, texts, device, output, options=Options(), workers=None, fre
             outcome.problems.append((split_label(text)[0], '', str(error)))
             continue
         label = candidate.about['label']
-        others = [case.name for case, _ in ready if not fits(candidate, case)]
+        fitting = [job for job in ready if candidate.scale is None or job[0].factor == (candidate.scale,) * 2]
+        others = [job[0].name for job in ready if job not in fitting]
         if others:
             outcome.left_out.append(f'{label} enlarges by {candidate.scale} alone: not {", ".join(others)}')
-        for case, files in ready:
-            if fits(candidate, case):
-                try:
-                    outcome.runs.append(one_run(candidate, case, files, device, output, options, workers, fresh))
-                except (UserError, torch.OutOfMemoryError) as error:
-                    outcome.problems.append((label, case.name, explain(error)))
+        for case, files in fitting:
+            try:
+                outcome.runs.append(one_run(candidate, case, files, device, output, options, workers, fresh))
+            except (UserError, torch.OutOfMemoryError) as error:
+                outcome.problems.append((label, case.name, explain(error)))
     return outcome
-
-
-def fits(candidate, case):
-    """Whether a model can enlarge by the case's scale."""
-    return candidate.scale is None or case.factor == (candidate.scale, candidate.scale)
 
 
 def one_run(candidate, case, files, device, output, options, workers, fresh):
@@ -254,8 +249,11 @@ def one_run(candidate, case, files, device, output, options, workers, fresh):
     key = digest([about['sha256'], about['ema'], case.data, case.scale, case.config, files, options.key()])
     slug = re.sub(r'[^A-Za-z0-9.]+', '-', f'{case.data}-{case.scale}')
     path = os.path.join(output, 'runs', f'{slug}-{key[:16]}.json')
-    run = None if fresh else read_run(path)
-    if run is not None:
+    run = None
+    if not fresh:
+        with contextlib.suppress(OSError, ValueError), open(path, encoding='utf-8') as f:
+            run = json.load(f)
+    if isinstance(run, dict) and run.get('format') == RUN_FORMAT:
         run['model'] = {**run['model'], 'label': about['label'], 'file': about['file']}
         tqdm.write(f'{about["label"]}, {case.name}: {float(run["psnr"]):.4f} dB, measured before')
         return run
@@ -283,16 +281,6 @@ def fingerprint(case):
     files = file_list(images)
     stats = dict(zip(files['names'].split('\0'), files['numbers'].tolist()))
     return digest([len(images), [[os.path.basename(path), *stats[path]] for path in sorted(stats)]])
-
-
-def read_run(path):
-    """The result in a file; None when there is no usable one."""
-    try:
-        with open(path, encoding='utf-8') as f:
-            run = json.load(f)
-    except (OSError, ValueError):
-        return None
-    return run if isinstance(run, dict) and run.get('format') == RUN_FORMAT else None
 
 
 def write_json(path, value):

@@ -1,7 +1,6 @@
 """The folder of a run: its log, its config, its curves, its checkpoints. Only process 0 writes."""
 import contextlib
 import glob
-import io
 import logging
 import os
 import shutil
@@ -179,10 +178,9 @@ class RunFolder:
         os.makedirs(self.file(SAMPLES), exist_ok=True)
         for name, image in images.items():
             pixels = image.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()  # (3, H, W)
-            data, path = io.BytesIO(), os.path.join(SAMPLES, name.replace('/', '-') + '.png')
-            Image.fromarray(pixels.transpose(1, 2, 0)).save(data, 'PNG')
+            path = os.path.join(SAMPLES, name.replace('/', '-') + '.png')
             with self.writing(path), atomic_write(self.file(path)) as f:
-                f.write(data.getbuffer())
+                Image.fromarray(pixels.transpose(1, 2, 0)).save(f, 'PNG')
             if self.curves is not None:
                 with self.writing(CURVES):
                     self.curves.add(epoch, summary=self.curves.summary.image(name, pixels))
