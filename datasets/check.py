@@ -1,12 +1,10 @@
 """Looking data over before it is used."""
-import os
-
 import numpy as np
 import torch
 
 from utils import UserError
 
-from .images import BadImage, in_threads
+from .images import BadImage, file_stamps, in_threads
 
 
 def problems(wrapper, read=False, most=None):
@@ -78,18 +76,9 @@ def file_list(wrapper):
     """The files of a wrapper's image set, for `changes`: {names: paths joined by NUL, numbers: int64 (N, 2), size in
     bytes and time of the last change in ns}. Empty for an image set that does not tell its files."""
     images = getattr(wrapper, 'dataset', wrapper)
-    if not hasattr(images, 'path'):
-        return {'names': '', 'numbers': torch.zeros(0, 2, dtype=torch.int64)}
-    paths = [images.path(i) for i in range(getattr(images, 'distinct', len(images)))]
+    paths = [images.path(i) for i in range(getattr(images, 'distinct', len(images)))] if hasattr(images, 'path') else []
     paths = [path for group in paths for path in ((group,) if isinstance(group, str) else group)]
-    numbers = []
-    for path in paths:
-        try:
-            found = os.stat(path)
-            numbers.append((found.st_size, found.st_mtime_ns))
-        except OSError:  # reported when it is read
-            numbers.append((-1, -1))
-    return {'names': '\0'.join(paths), 'numbers': torch.tensor(numbers, dtype=torch.int64).view(-1, 2)}
+    return {'names': '\0'.join(paths), 'numbers': torch.from_numpy(file_stamps('', paths)[:, :2].copy())}
 
 
 def changes(before, now):

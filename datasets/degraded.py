@@ -19,13 +19,14 @@ import io
 import math
 import typing
 import zlib
+from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from PIL import Image
 
-from utils import Integer, ListOf, Number, OneOf, UserError, ValueType, is_number
+from utils import Integer, ListOf, Number, OneOf, UserError
 
 from .datasets import register
 from .wrappers import Augment, SampleQ, SRImplicitDownsampled, resize
@@ -41,11 +42,8 @@ DRAWS = 40  # uniform numbers for the decisions of one sample: drawing them toge
 
 def Interval(low, high):
     """A list [a, b] with low <= a <= b <= high."""
-    return ValueType(f'[low, high] with {low} <= low <= high <= {high}',
-                     lambda v: isinstance(v, list) and len(v) == 2 and all(map(is_number, v)) and
-                     low <= v[0] <= v[1] <= high,
-                     {'type': 'array', 'items': {'type': 'number', 'minimum': low, 'maximum': high},
-                      'minItems': 2, 'maxItems': 2})
+    pair = ListOf(Number(low, high), 2, 2, f'[low, high] with {low} <= low <= high <= {high}')
+    return replace(pair, accepts=lambda v: pair.accepts(v) and v[0] <= v[1])
 
 
 PROBABILITY = Number(0, 1)

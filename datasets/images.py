@@ -113,6 +113,17 @@ def image_names(folder):
     return names
 
 
+def file_stamps(root, names):
+    """(n, 3) int64: size, mtime and ctime (ns) of each file, -1 for one that is missing. The ctime tells of files that
+    were replaced by others of the same size and mtime."""
+    stamps = np.full((len(names), 3), -1, dtype=np.int64)
+    for i, name in enumerate(names):
+        with contextlib.suppress(OSError):
+            stat = os.stat(os.path.join(root, name))
+            stamps[i] = stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    return stamps
+
+
 def is_png16(data):
     """Whether the bytes of a file are a PNG of 16 bits per sample."""
     return data[:4] == b'\x89PNG' and data[24] == 16

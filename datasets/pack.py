@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from utils import UserError, atomic_write
 
-from .images import BadImage, in_threads, read_image
+from .images import BadImage, file_stamps, in_threads, read_image
 
 
 MAGIC = b'LIIFPAK2'
@@ -85,17 +85,6 @@ def open_pack(root, names, max_pixels):
     return pack
 
 
-def _stamps(root, names):
-    """(n, 3) int64: size, mtime and ctime (ns) of each file, -1 for one that is missing. The ctime tells of files that
-    were replaced by others of the same size and mtime."""
-    stamps = np.full((len(names), 3), -1, dtype=np.int64)
-    for i, name in enumerate(names):
-        with contextlib.suppress(OSError):
-            stat = os.stat(os.path.join(root, name))
-            stamps[i] = stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-    return stamps
-
-
 def _checksum(pixels):
     """CRC-32 of the sums of blocks of uint8 (bytes,). Sums take a tenth of the time of a CRC of all bytes; a flipped
     bit changes one of them."""
@@ -112,7 +101,7 @@ def _load(path, root, names, max_pixels):
     pixels, known, table = stored
     row = dict(zip(known, range(len(known))))
     rows = np.array([row.get(name, -1) for name in names], dtype=np.int64)
-    if (rows < 0).any() or not np.array_equal(table[rows, 4:], _stamps(root, names)):
+    if (rows < 0).any() or not np.array_equal(table[rows, 4:], file_stamps(root, names)):
         return None
     return Pack(root, names, max_pixels, table[rows, :4].copy(), pixels)
 
@@ -143,10 +132,10 @@ def _build(path, root, names, max_pixels, alone):
             if not leftover.endswith('.lock'):
                 os.unlink(leftover)
     pixels, known, table = _read(path) or (np.zeros(0, np.uint8), [], np.zeros((0, 7), np.int64))
-    valid = (table[:, 4:] == _stamps(root, known)).all(axis=1) & (table[:, 4] >= 0)
+    valid = (table[:, 4:] == file_stamps(root, known)).all(axis=1) & (table[:, 4] >= 0)
     kept = {known[i]: i for i in np.flatnonzero(valid)}
     missing = [name for name in dict.fromkeys(names) if name not in kept]
-    stamps = _stamps(root, missing)  # before reading: a file that changes meanwhile is read again next time
+    stamps = file_stamps(root, missing)  # before reading: a file that changes meanwhile is read again next time
     sources = tqdm([os.path.join(root, name) for name in missing], desc=f'packing {os.path.basename(path)}',
                    leave=False, disable=None)
     rows = []

@@ -100,9 +100,8 @@ def save_animation(path, frames, count, size, fps, desc):
     frames = tqdm(frames, total=count, desc=desc, unit='frame', disable=None)
     suffix = os.path.splitext(path)[1].lower()
     if suffix in WRITES:
-        with writable(path):
-            tick = 1 / Fraction(fps).limit_denominator(1000)
-            write_video(path, ((frame, i) for i, frame in enumerate(frames)), size, tick)
+        tick = 1 / Fraction(fps).limit_denominator(1000)
+        write_video(path, ((frame, i) for i, frame in enumerate(frames)), size, tick)
     elif suffix:
         raise UserError(f'output {path}: expected a name that ends in {", ".join(WRITES)}, or one without suffix for a '
                         f'folder of PNG frames')

@@ -27,7 +27,7 @@ def find_jobs(inputs, output=None, scale=None):
 
     inputs: files, folders and patterns; output: a file or folder; default: targets are functions of the size (H, W),
     `free_name` with this `scale`
-    Raises UserError if nothing is found, for targets that clash and for kinds of image that are not written.
+    Raises UserError if nothing is found, and for targets that clash.
     """
     first = inputs[0]
     if output is None:
@@ -52,8 +52,6 @@ def find_jobs(inputs, output=None, scale=None):
                             f'separately')
         if os.path.realpath(source) == os.path.realpath(target):
             raise UserError(f'{source} would be overwritten: name another output')
-        if not is_clip(source, target):
-            file_format(target)
     return jobs, batch
 
 

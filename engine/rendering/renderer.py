@@ -8,6 +8,7 @@
 An image whose codes exceed the memory budget is encoded in tiles, each with the surroundings that its encoder sees, so
 the result equals that of the whole image to float rounding. Codes are kept between renders as far as the budget allows.
 """
+import contextlib
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -88,13 +89,12 @@ class Renderer:
         img: (3, h, w), float in [0, 1], torch or numpy
         Raises UserError for anything else.
         """
-        try:
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
             img = torch.as_tensor(img, dtype=torch.float32)
-        except (TypeError, ValueError, RuntimeError):
-            raise UserError(f'an image to render is (3, height, width), floats in [0, 1], found {type(img).__name__}: '
-                            f'engine.rendering.api.to_tensor converts files and PIL images') from None
-        if img.dim() != 3 or img.shape[0] != 3 or 0 in img.shape:
-            raise UserError(f'an image to render is (3, height, width), found {tuple(img.shape)}')
+        if not torch.is_tensor(img) or img.dim() != 3 or img.shape[0] != 3 or 0 in img.shape:
+            found = tuple(img.shape) if torch.is_tensor(img) else type(img).__name__
+            raise UserError(f'an image to render is (3, height, width), floats in [0, 1], found {found}: '
+                            f'engine.rendering.api.to_tensor converts files and PIL images')
         return Scene(self, img, TURNS[1:] if self.self_ensemble else ())
 
 

@@ -243,7 +243,7 @@ def test_ten_thousand_images_cost_one_file_and_no_memory_of_their_own(tmp_path):
     table[:, 0] = np.arange(10_000) % 20 * 300 * 300 * 3
     table[:, 1:3] = 300
     table[:, 3] = pack._checksum(np.frombuffer(pixels[:300 * 300 * 3], np.uint8))
-    table[:, 4:] = pack._stamps(root, names)
+    table[:, 4:] = pack.file_stamps(root, names)
     index = table.tobytes() + json.dumps(names).encode()
     (tmp_path / '_bin_a.pack').write_bytes(pixels + index + pack.TRAILER.pack(
         pack.MAGIC, 10_000, len(index) - 560_000, zlib.crc32(index)))
