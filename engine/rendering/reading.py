@@ -198,12 +198,10 @@ def _read_exif(image):
             chosen, lost = [], lost + 1
         for tag in chosen:
             try:
-                entry = {tag: tags[tag]}
-                exif_bytes({directory: entry})
+                exif_bytes({directory: {tag: tags[tag]}})
+                exif.setdefault(directory, {})[tag] = tags[tag]
             except Exception:
                 lost += 1
-            else:
-                exif.setdefault(directory, {}).update(entry)
     return exif, (f'{lost} damaged entries of its EXIF are left out',) if lost else ()
 
 

@@ -23,6 +23,7 @@ from engine.rendering.sizes import check_region
 from engine.runtime import autocast, model_device
 from models import decodes_grids
 from models.lattice import check_density, code_span, has_lattice, make_lattice, relative_cost, resample
+from models.liif import grow
 from utils import UserError, axis_coord, denormalize, normalize
 
 
@@ -283,14 +284,8 @@ class Scene:
         if window in self.codes:
             self.codes.move_to_end(window)
             return self.codes[window]
-        h, w = self.size
-        top, left, bottom, right = window
-        model = self.renderer.model
-        if window == (0, 0, h, w):
-            codes = model.encode(self.inp)
-        else:
-            codes = model.encode(self.inp, (max(top - 1, 0), max(left - 1, 0), min(bottom + 1, h), min(right + 1, w)))
-        self.codes[window] = codes
+        part = [] if window == (0, 0, *self.size) else [grow(window, 1, *self.size)]
+        codes = self.codes[window] = self.renderer.model.encode(self.inp, *part)
         size = sum(t.numel() * t.element_size() for t in (codes.feat, codes.table) if t is not None)
         size += 4 * self._lattice_floats() * codes.feat[0, 0].numel()
         while len(self.codes) > max(1, self.renderer.memory // size):

@@ -54,8 +54,7 @@ class RunFolder:
             return
         if resume and os.path.isdir(path):
             self._lock()
-        if not resume and not overwrite:
-            self._refuse_a_run()
+        self._refuse_a_run()
 
     def begin(self, config):
         """Make the folder ready and keep the config in it: training begins."""
@@ -67,8 +66,7 @@ class RunFolder:
             os.makedirs(self.path, exist_ok=True)
             if self.lock is None:
                 self._lock()
-                if not self.resume and not self.overwrite:
-                    self._refuse_a_run()  # one may have begun since
+                self._refuse_a_run()  # one may have begun since
             for pattern in ('.*.pth.*', f'.{CONFIG}.*'):  # left by a process that was killed while it wrote
                 for leftover in glob.glob(pattern, root_dir=self.path):
                     os.unlink(self.file(leftover))
@@ -78,7 +76,8 @@ class RunFolder:
         log.info(f'config (kept in {self.file(CONFIG)}):\n{text.rstrip()}')
 
     def _refuse_a_run(self):
-        if glob.glob('*.pth*', root_dir=self.path) or os.path.exists(self.file(CONFIG)):
+        begun = glob.glob('*.pth*', root_dir=self.path) or os.path.exists(self.file(CONFIG))
+        if begun and not self.resume and not self.overwrite:
             raise UserError(f'{self.path} holds a run already: continue it by --resume, replace it by --overwrite, or '
                             f'keep both by another --name or --tag')
 
