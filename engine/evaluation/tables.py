@@ -113,9 +113,8 @@ def make_tables(runs, published=LISTED):
         for kind, shaved in KINDS.items():
             chosen = [run for run in runs if metric in run and parse_eval_type(run['config']['eval_type'])[0] == kind]
             if chosen:
-                blocks.append(f'{title}, {shaved}' + '; measured (published, difference):' * (metric == 'psnr')
-                              + ':' * (metric != 'psnr'))
-                blocks.append(make_table(chosen, metric, digits, published))
+                cells = '; measured (published, difference)' if metric == 'psnr' else ''
+                blocks += [f'{title}, {shaved}{cells}:', make_table(chosen, metric, digits, published)]
     return '\n\n'.join(blocks)
 
 
@@ -126,14 +125,12 @@ def make_table(runs, metric, digits, published):
     for data, images in dict.fromkeys((run['data'], run['images']) for run in runs):
         chosen, compared = [run for run in runs if (run['data'], run['images']) == (data, images)], set()
         where = f'{data} ({images} image{"s" * (images != 1)})'
-        for label in dict.fromkeys(map(label_of, chosen)):
-            cells = dict.fromkeys(columns, '')
-            for run in chosen:
-                if label_of(run) == label:
-                    number = published_number(run) if metric == 'psnr' else None
-                    compared |= {published_row(run['model'], data)} if number is not None else set()
-                    cells[run['scale']] = cell(run.get(metric), number, digits)
-            rows.append([where, label, *cells.values()])
+        measured = {label_of(run): dict.fromkeys(columns, '') for run in chosen}
+        for run in chosen:
+            number = published_number(run) if metric == 'psnr' else None
+            compared |= {published_row(run['model'], data)} if number is not None else set()
+            measured[label_of(run)][run['scale']] = cell(run.get(metric), number, digits)
+        rows += [[where, label, *cells.values()] for label, cells in measured.items()]
         if metric == 'psnr':
             others = {**published_numbers(data, by_others=True), **{
                 f'{row} (published)': numbers for row, numbers in published_numbers(data).items()
