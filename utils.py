@@ -280,7 +280,7 @@ def shaved(img, dataset=None, scale=1, least=1):
     n, (h, w) = shaved_pixels(dataset, scale), img.shape[-2:]
     if min(h, w) - 2 * n < least:
         raise UserError(f'found an image of {w}x{h} pixels, expected at least {least + 2 * n} on each side, of which '
-                        f'{n} at each border are left out: use a larger image or a smaller scale')
+                        f'{n} pixels at each border are left out: use a larger image or a smaller scale')
     return img[..., n:h - n, n:w - n]
 
 
