@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 
 import numpy as np
@@ -48,8 +49,8 @@ def make_loader(wrapper, batch_size, seed, train, num_workers=None, device_type=
 
 
 def default_workers(samples, device_type):
-    """Worker processes for a data set of so many samples on this machine: none for a tiny one; a core each, up to 8,
-    beside a GPU; a quarter of the cores beside a model that computes on them. Processes of a machine share them."""
+    """Worker processes for a data set of `samples` samples on this machine: none for a tiny one; one a core, up to 8,
+    when a GPU computes; one for four cores when the CPU does. The training processes of a machine share them."""
     share = cores() // int(os.environ.get('LOCAL_WORLD_SIZE', 1))
     if samples < 64 or share < 2:
         return 0
@@ -89,7 +90,7 @@ class BatchSampler(Sampler):
 
     def share(self, step):
         """The fraction of the global batch `step` of an epoch that this process computes: the weight of its mean loss
-        in the mean over all processes. 1 for one process; 0 where it only keeps the others company."""
+        in the mean over all processes. 1 for one process; 0 when its part of the batch is empty."""
         size = min(self.batch_size, self.samples - step * self.batch_size)
         return len(range(self.rank, size, self.world)) / size
 
@@ -104,7 +105,7 @@ def keyed_rng(*key):
 
 class _Loader(DataLoader):
     def __iter__(self):
-        for batch in super().__iter__():
+        for batch in self._start():
             if isinstance(batch, UserError):  # raised here, in one line; raised in a worker it gains a traceback
                 break
             yield batch
@@ -112,6 +113,18 @@ class _Loader(DataLoader):
             return
         self.close()  # now, and not whenever the error is forgotten
         raise batch
+
+    def _start(self):
+        """The batches, without the handler of SIGCHLD that PyTorch installs with the first worker processes: it raises
+        wherever the training process happens to be, in a lock or a write. Without it a dead worker is found when a
+        batch is waited for, within 5 seconds."""
+        if not hasattr(signal, 'SIGCHLD') or threading.current_thread() is not threading.main_thread():
+            return super().__iter__()  # PyTorch installs none
+        handler = signal.getsignal(signal.SIGCHLD)
+        try:
+            return super().__iter__()
+        finally:
+            signal.signal(signal.SIGCHLD, handler)
 
     def dead_worker(self, patience=0.0):
         """What ended a worker process before its time, in a few words; None when nothing did.
@@ -126,16 +139,14 @@ class _Loader(DataLoader):
                     return f'process {process.pid}, which reads images, was ended by {how}'
             if time.monotonic() > deadline:
                 return None
-            with contextlib.suppress(RuntimeError):  # PyTorch's handler of SIGCHLD reports a killed worker anywhere
-                time.sleep(0.05)
+            time.sleep(0.05)
 
     def close(self):
         """End the worker processes, in order, and those that do not answer by force."""
         iterator, self._iterator = self._iterator, None
         workers = getattr(iterator, '_workers', ())
         if workers:
-            with contextlib.suppress(RuntimeError):  # PyTorch's handler of SIGCHLD reports a killed worker again
-                iterator._shutdown_workers()
+            iterator._shutdown_workers()
         for process in workers:
             process.kill()
 
@@ -146,7 +157,7 @@ def closing_workers(loaders, remedy):
     text `remedy`; at the end all workers have ended."""
     try:
         yield
-    except (RuntimeError, OSError, EOFError) as error:  # PyTorch's, wherever the process is; or a connection has ended
+    except (RuntimeError, OSError, EOFError) as error:  # PyTorch's, or a connection has ended
         patience = 0 if isinstance(error, RuntimeError) else 5
         lost = next(filter(None, (loader.dead_worker(patience) for loader in loaders)), None)
         if lost is None:

@@ -229,6 +229,15 @@ def test_workers_outlast_signals_to_end_and_compute_on_one_thread(root):
     assert len({pid for batch in found for pid in batch['pid'].tolist()}) == 1  # the same worker all along
 
 
+def test_a_dead_worker_interrupts_nothing(root):
+    before = signal.getsignal(signal.SIGCHLD)
+    loader = make_loader(make_wrapper(root), 4, 0, True, 2)
+    loader.batch_sampler.set_position(0)
+    next(iter(loader))
+    assert signal.getsignal(signal.SIGCHLD) == before  # PyTorch's own would raise anywhere
+    loader.close()
+
+
 def test_workers_end_at_once_after_an_error(root, tmp_path):
     (tmp_path / 'a' / '3.png').write_bytes(b'broken')
     with pytest.raises(UserError):
@@ -276,5 +285,5 @@ def test_full_images_travel_without_coordinates(tmp_path):
     batch = unpack(batches(make_loader(wrapper, 1, 0, False, 0))[0], 'cpu')
     assert batch['coord'] is None and batch['size'].tolist() == [[10, 12]] and batch['gt'].shape == (1, 120, 3)
     assert torch.equal(wrapper[0]['coord'], make_coord((10, 12)))
-    with pytest.raises(BadImage, match='lr/0x2.png is 6x5, but crops have 7x7'):
+    with pytest.raises(BadImage, match='lr/0x2.png is 6x5, but crops have 7x7 pixels'):
         datasets.make({'name': 'sr-implicit-paired', 'args': {'inp_size': 7}}, {'dataset': pairs}).check(0)
