@@ -81,8 +81,9 @@ def main(argv=None):
     from engine.rendering import jobs, sizes
     from engine.runtime import autocast, select_device
     autocast(select_device(args.gpu, announce=False), None if args.precision == 'auto' else args.precision)  # checks
-    size_of = sizes.size_rule(*args.size, args.region, None if args.insist else sizes.MAX_OUTPUT)
-    todo, batch = jobs.find_jobs(args.inputs, args.output, dict([args.size]).get('scale'))
+    kind, values = args.size
+    size_of = sizes.size_rule(kind, values, args.region, None if args.insist else sizes.MAX_OUTPUT)
+    todo, batch = jobs.find_jobs(args.inputs, args.output, values if kind == 'scale' else None)
     count, failed, pixels, started = len(todo), [], {}, time.time()
     if batch and not args.overwrite:
         todo = [job for job in todo if not jobs.is_done(*job, size_of)]
@@ -161,7 +162,7 @@ def enlarge(source, target, renderer, size_of, args):
         done = jobs.enlarge_video(source, target, renderer, announced_size, args.region)
     else:
         done = jobs.enlarge_image(source, target, renderer, announced_size, args.region, args.quality,
-                                    None if args.insist else images.MAX_PIXELS)
+                                  None if args.insist else images.MAX_PIXELS)
     path, (h, w), (rows, columns), frames = done
     seconds, times = time.time() - started, f' x {frames} frames' if frames > 1 else ''
     print(f'{path}: {columns}x{rows}{times} from {w}x{h}, {seconds:.1f} s, '

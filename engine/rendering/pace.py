@@ -9,7 +9,8 @@ class Pace:
     """Pixels per second that a renderer encodes and decodes, from a trial of a second or so."""
 
     def __init__(self, renderer):
-        renderer = dataclasses.replace(renderer, self_ensemble=False, decode='exact')
+        self.tile, self.halo = renderer.tile, getattr(renderer.model, 'halo', None)
+        renderer = dataclasses.replace(renderer, tile=None, self_ensemble=False, decode='exact')
         img, size = torch.rand(3, 64, 64), (96, 96) if renderer.scale is None else (64 * renderer.scale,) * 2
         for _ in range(2):  # the first round includes getting ready
             start, scene = time.perf_counter(), renderer.open(img)
@@ -21,7 +22,10 @@ class Pace:
 
     def seconds(self, source, output):
         """Seconds to encode `source` pixels and decode `output` pixels."""
-        return source / self.encode + output / self.decode
+        again = 1.0  # how often a source pixel is encoded: tiles include what surrounds them, up to the whole image
+        if self.tile is not None:
+            again = max(1.0, min((self.tile + 2 * (self.halo + 1)) ** 2, source) / self.tile ** 2)
+        return source * again / self.encode + output / self.decode
 
 
 def fastest(renderer):

@@ -141,6 +141,7 @@ def test_reductions_do_not_alias(upscale, options, size):
 def test_the_precision_is_chosen_by_a_trial(tmp_path, checkpoints, monkeypatch, capsys, gain, chosen):
     class Pretended(pace.Pace):
         def __init__(self, renderer):
+            self.tile, self.halo = None, 0
             self.encode = self.decode = 100 * (gain if renderer.precision == 'bf16' else 1)
     monkeypatch.setattr(pace, 'Pace', Pretended)
     Image.fromarray(PHOTO).save(tmp_path / 'in.png')
@@ -151,6 +152,17 @@ def test_the_precision_is_chosen_by_a_trial(tmp_path, checkpoints, monkeypatch, 
     assert f'this takes about {seconds / 60:.0f} min' in said
     assert np.array_equal(pixels(tmp_path / 'in_x4.png'),
                           reference(checkpoints['liif'], PHOTO, (164, 252), precision=chosen))
+
+
+@pytest.mark.parametrize('tile', [1, 8, 30, 100])
+def test_the_estimate_knows_that_tiles_overlap(tile):
+    model, encoded = small_model(), []
+    renderer = Renderer(model, tile=tile)
+    timed = pace.Pace(renderer)
+    model.encoder.register_forward_pre_hook(lambda module, inputs: encoded.append(inputs[0][0, 0].numel()))
+    renderer.open(torch.rand(3, 40, 60)).render((80, 120))
+    timed.encode, timed.decode = 1, 1e9
+    assert sum(encoded) == pytest.approx(timed.seconds(40 * 60, 80 * 120), rel=0.5)
 
 
 def test_a_fixed_scale_model_at_its_scale(upscale):
