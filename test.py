@@ -96,8 +96,8 @@ def test_suite(args, device, options):
     if outcome.runs:
         print(f'\n{tables.write_results(output, name, outcome)}\n\n{os.path.join(output, name)}.md, .csv, .json')
     elif not outcome.problems:
-        raise UserError('nothing was measured: ' + '; '.join(tables.not_measured(outcome)[:2]) + '; get the data '
-                        'with python scripts/prepare_data.py, or name its folder with --data')
+        raise UserError('nothing was measured: ' + '; '.join(tables.not_measured(outcome)[:2]) + '; get the data with '
+                        'python scripts/prepare_data.py (its --help names the sets), or name its folder with --data')
     problems = tables.problem_lines(outcome.problems)
     for problem in problems:
         print(f'failed: {problem}', file=sys.stderr)

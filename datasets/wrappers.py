@@ -157,7 +157,7 @@ class SRImplicitDownsampled(Wrapper):
         if min(height, width) < least:
             remedy = 'lower scale_min' if self.small_images == 'fit' else 'lower scale_max, or set small_images: fit'
             raise BadImage(f'image {self.path(index)} is {width}x{height}, but crops have {least}x{least} '
-                           f'(inp_size {self.inp_size} times the scale): remove it, lower inp_size, or {remedy}')
+                           f'pixels (inp_size {self.inp_size} times the scale): remove it, lower inp_size, or {remedy}')
         return max(self.scale_min, min(self.scale_max, min(height, width) / self.inp_size))
 
     @staticmethod
@@ -215,7 +215,7 @@ class SRImplicitPaired(Wrapper):
             size = self.inp_size, self.inp_size
             if min(lr_size) < self.inp_size:
                 raise BadImage(f'image {self.path(index)[0]} is {lr_size[1]}x{lr_size[0]}, but crops have '
-                               f'{self.inp_size}x{self.inp_size} (inp_size): remove the pair or lower '
+                               f'{self.inp_size}x{self.inp_size} pixels (inp_size): remove the pair or lower '
                                f'inp_size')
         self._check_queries(index, size[0] * s, size[1] * s)
         return s

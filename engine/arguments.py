@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
             if name == '--':
                 break
             if name.startswith('--') and not any(flag.startswith(name) for flag in flags):
-                close = difflib.get_close_matches(name, flags, 1)
+                close = difflib.get_close_matches(name, flags, 1, 0.7)
                 self.error(f'{name} is not an option' + (f', did you mean {close[0]}?' if close else ''))
         return super().parse_args(args, namespace)
 

@@ -9,7 +9,7 @@ from engine import ROOT
 from engine.config import parse_eval_type
 from engine.evaluation.runs import METRICS, RUN_FORMAT, write_json
 from engine.evaluation.suite import case_factor, scale_label
-from utils import UserError, atomic_write
+from utils import UserError, atomic_write, counted
 
 
 PAPER = os.path.join(ROOT, 'docs', 'paper_tables.json')
@@ -185,8 +185,8 @@ def not_measured(outcome):
     for data in dict.fromkeys(case.data for case in outcome.missing):
         cases = [case for case in outcome.missing if case.data == data]
         more = len({case.missing for case in cases}) - 1
-        lines.append(f'{data} {", ".join(scale_label(case.scale) for case in cases)}: there is no {cases[0].missing}'
-                     + (f', and {more} more' if more else ''))
+        lines.append(f'{data} {", ".join(scale_label(case.scale) for case in cases)}: {cases[0].missing} '
+                     + (f'and {counted(more, "other path")} do not exist' if more else 'does not exist'))
     return lines + outcome.left_out + problem_lines(outcome.problems)
 
 

@@ -25,7 +25,7 @@ def test_headers_tell_what_is_too_small_or_no_image(tmp_path):
     wrapper = wrapper_over(make_folder(root, repeat=100), inp_size=10, scale_max=3)
     assert check_headers(wrapper) == []
     folder(tmp_path / 'a', ['1.png'], size=(20, 40))
-    with pytest.raises(UserError, match=r'1.png is 40x20.*crops have 30x30') as error:
+    with pytest.raises(UserError, match=r'1.png is 40x20.*crops have 30x30 pixels') as error:
         check_headers(wrapper)
     assert '\n' not in str(error.value)
     (tmp_path / 'a' / '3.png').write_bytes(b'broken')

@@ -215,14 +215,14 @@ def test_image_smaller_than_the_crop_names_file_sizes_and_remedies():
     args = dict(inp_size=16, scale_min=1, scale_max=4)
     wrapper = wrap('sr-implicit-downsampled', Images(noise(40, 90, 3)), **args)
     for call in (lambda: wrapper.sample(0, np.random.default_rng(0)), lambda: wrapper.check(0)):
-        with pytest.raises(BadImage, match='0.png is 90x40, but crops have 64x64.*small_images: fit'):
+        with pytest.raises(BadImage, match='0.png is 90x40, but crops have 64x64 pixels.*small_images: fit'):
             call()
     wrapper = wrap('sr-implicit-downsampled', Images(noise(40, 90, 3)), small_images='fit', **args)
     wrapper.check(0)
     sizes = [wrapper.sample(0, np.random.default_rng(seed))['size'][0].item() for seed in range(50)]
     assert 16 <= min(sizes) and 36 < max(sizes) <= 40
     wrapper = wrap('sr-implicit-downsampled', Images(noise(15, 90, 3)), small_images='fit', **args)
-    with pytest.raises(BadImage, match='crops have 16x16'):
+    with pytest.raises(BadImage, match='crops have 16x16 pixels'):
         wrapper.check(0)
 
 

@@ -191,7 +191,7 @@ def test_bad_values_are_one_line_with_the_path_of_the_key(folder, key, value, wa
 
 
 def test_an_image_too_small_for_the_crop_is_named(folder):
-    with pytest.raises(UserError, match=r'png is 130x120, but crops have 192x192 \(inp_size 48'):
+    with pytest.raises(UserError, match=r'png is 130x120, but crops have 192x192 pixels \(inp_size 48'):
         wrapper(folder, inp_size=48).sample(0, np.random.default_rng(0))
     with pytest.raises(UserError, match='inp_size: found nothing'):
         wrapper(folder, inp_size=None)
