@@ -179,7 +179,7 @@ def chosen_cases(device, quick):
 
 
 def chosen_rows(case, device, queries):
-    """The output rows of a case that are computed on a CPU, with about so many queries; all on a GPU."""
+    """How many output rows of a case are computed: on a CPU enough for `queries` pixels, on a GPU all."""
     height, width = (n * case[2] for n in case[:2])
     return height if device.type == 'cuda' else min(height, -(-queries // width))
 
