@@ -115,7 +115,7 @@ def test_photographs_of_the_budget_configs():
     assert parts['valid-512'] | parts['valid-2048'] == parts['valid'] and not parts['valid-512'] & parts['valid-2048']
     assert not parts['sources'] & parts['valid'] and '302003.jpg' not in parts['sources']
     assert parts['train'] <= {os.path.splitext(name)[0] + '.png' for name in parts['sources']}
-    for name in ('10min', '1h', '3h'):
+    for name in ('10min', '1h'):
         config = load_config(config_path(f'budget/{name}.yaml'), check_paths=False)
         for section, key in (('train_dataset', 'train'), ('val_dataset', 'valid')):
             args = config[section]['dataset']['args']
