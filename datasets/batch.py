@@ -1,8 +1,6 @@
 """From the loader's batch to floats on the device."""
 import torch
 
-from utils import make_coord
-
 
 def unpack(batch, device):
     """Move a batch and make it float: a dict of
@@ -20,9 +18,3 @@ def unpack(batch, device):
         moved = value.to(device, non_blocking=True)
         out[key] = moved.float() / 255 if value.dtype == torch.uint8 else moved.float()
     return {**out, 'size': batch.get('size')}
-
-
-def all_pixels(batch):
-    """Coordinates of every pixel, for a batch without `coord`: (B, H * W, 2)."""
-    coord = make_coord(batch['size'][0].tolist(), device=batch['inp'].device)  # (H * W, 2)
-    return coord.expand(len(batch['inp']), *coord.shape)

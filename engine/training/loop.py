@@ -13,7 +13,7 @@ import torch
 import torch.nn as nn
 
 import datasets
-from datasets.batch import all_pixels, unpack
+from datasets.batch import unpack
 from datasets.check import changes, check_batches, check_headers, file_list
 from datasets.loader import closing_workers, keyed_rng, make_loader
 from engine import distributed
@@ -23,7 +23,7 @@ from engine.optim import learning_rate
 from engine.training.monitor import Monitor, Stopped
 from engine.training.state import State
 from engine.training.validation import measure_start, validate
-from utils import counted, normalize
+from utils import counted, make_coord, normalize
 
 
 log = logging.getLogger('liif')
@@ -162,3 +162,9 @@ def seed_globals(*key):
     random.seed(int(rng.integers(2 ** 63)))
     np.random.seed(int(rng.integers(2 ** 32)))
     torch.manual_seed(int(rng.integers(2 ** 63)))
+
+
+def all_pixels(batch):
+    """Coordinates of every pixel, for a batch without `coord`: (B, H * W, 2)."""
+    coord = make_coord(batch['size'][0].tolist(), device=batch['inp'].device)  # (H * W, 2)
+    return coord.expand(len(batch['inp']), *coord.shape)
