@@ -5,17 +5,22 @@
 Writes model.pth (float32, without optimizer; it loads like any checkpoint), config.yaml, log.txt, curve.png, run.json,
 and SHA256SUMS. README.md, the model card, gets the content of run.json between two markers; the text around them is
 kept.
+--blend averages with other weights, such as those the run started from: early and late weights of a fine-tuning together
+are often better than either (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
 Running the command again replaces all of it. --facts writes run.json and log.txt only: what docs/budget.md needs of a
 run whose weights are not published.
 """
 import hashlib
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 
 from _path import ROOT
+
+import torch
 
 from engine.checkpoint import LAST, SUMS, load_checkpoint, save_checkpoint, choose_weights
 from engine.training.run_folder import CONFIG, LOG
@@ -30,6 +35,8 @@ def main(argv=None):
     parser.add_argument('run', help='a run folder, such as save/_1h')
     parser.add_argument('output', help='a folder, such as weights/edsr-baseline-liif')
     parser.add_argument('--ema', action='store_true', help="the run's averaged weights, instead of the last ones")
+    parser.add_argument('--blend', nargs=2, metavar=('M.pth', 'SHARE'), help='average with other weights, of which the '
+                        'share, between 0 and 1, is given')
     parser.add_argument('--facts', action='store_true', help='write run.json and log.txt only')
     args = parser.parse_args(argv)
 
@@ -40,8 +47,12 @@ def main(argv=None):
         raise UserError(f'{path} has {done} of {counted(expected, "epoch")}: train to the end first (--resume)')
     weights = {name: value.float().contiguous() if value.is_floating_point() else value
                for name, value in choose_weights(checkpoint, path, args.ema)['sd'].items()}
+    if args.blend:
+        weights = blended(weights, *args.blend)
     log, config = (read(os.path.join(args.run, name)) for name in (LOG, CONFIG))
     known = {'run': os.path.basename(os.path.abspath(args.run)).lstrip('_'), **facts(checkpoint, log, args.ema)}
+    if args.blend:
+        known['weights'] += ', blended with {1} of {0}'.format(*args.blend)
 
     os.makedirs(args.output, exist_ok=True)
     if not args.facts:  # first, since matplotlib may be missing
@@ -59,6 +70,21 @@ def main(argv=None):
     write(args.output, CONFIG, config)
     write_card(args.output, {**known, 'sha256 of model.pth': f'`{digest}`'})
     print(f'{target}: {os.path.getsize(target):,} bytes, sha256 {digest}')
+
+
+def blended(weights, path, share):
+    """{name: (1 - share) * weight + share * that of the checkpoint at `path`}. Raises UserError for a share that is not
+    between 0 and 1, and for weights that do not match."""
+    try:
+        share = float(share)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise UserError('--blend: expected a share between 0 and 1, such as 0.25')
+    others = load_checkpoint(path)['model']['sd']
+    if {name: value.shape for name, value in others.items()} != {name: value.shape for name, value in weights.items()}:
+        raise UserError(f'{path} is of another model than the run: give weights of the same one')
+    return {name: torch.lerp(value, others[name].float(), share) for name, value in weights.items()}
 
 
 def draw_curve(run, path):

@@ -152,6 +152,15 @@ def test_release_of_a_run(tmp_path):
         assert '| 12 (4 epochs of 3) |' in card and ('decay 0.9' in card) == bool(flags) and '| seed | 0 |' in card
         (target / 'README.md').write_text('Mine.\n' + card.replace('| seed | 0 |', '') + 'Licence.\n')
     assert card.startswith('Mine.\n') and card.endswith('Licence.\n')
+    earlier = 'save/_c/epoch-2.pth'
+    done = program(script, 'save/_c', str(target), '--blend', earlier, '2', cwd=tmp_path)
+    assert done.returncode == 2 and 'a share between 0 and 1' in done.stderr and done.stderr.count('\n') == 1
+    done = program(script, 'save/_c', str(target), '--blend', earlier, '0.25', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    other, found = (load_checkpoint(str(path))['model']['sd'] for path in (tmp_path / earlier, target / 'model.pth'))
+    for name, value in trained['model']['sd'].items():
+        assert torch.allclose(found[name], 0.75 * value + 0.25 * other[name], atol=1e-6), name
+    assert f'blended with 0.25 of {earlier} |' in (target / 'README.md').read_text()
     done = program(script, 'save/_c', str(tmp_path / 'facts'), '--facts', cwd=tmp_path)
     assert done.returncode == 0 and sorted(os.listdir(tmp_path / 'facts')) == ['log.txt', 'run.json']
     assert '12 (4 epochs of 3)' in (tmp_path / 'facts' / 'run.json').read_text()
