@@ -10,7 +10,7 @@ from .images import BadImage, file_stamps, in_threads
 def problems(wrapper, read=False, most=None):
     """Yield, for every different image of a wrapper's image set, None or what keeps it from being used, in a line.
 
-    read: decode the pixels; otherwise headers alone tell. most: look at so many at most, evenly spread.
+    read: decode the pixels; otherwise headers alone tell. most: how many to look at, at most, evenly spread.
     A wrapper is asked by its `check(index)`; one without is only asked for what its image set finds.
     """
     images = getattr(wrapper, 'dataset', wrapper)

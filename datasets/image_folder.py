@@ -71,7 +71,7 @@ class ImageFolder(Dataset):
 
     @property
     def distinct(self):
-        """How many different images there are: the first so many items."""
+        """How many different images there are; they are the first items."""
         return len(self.names)
 
     def fill_cache(self, cache):

@@ -76,7 +76,7 @@ def test_files_of_a_model(folder):
     assert 'optimizer' not in checkpoint and {v.dtype for v in weights.values()} == {torch.float32}
     count = sum(v.numel() for v in weights.values())
     assert os.path.getsize(path) < 4 * count + 64 * 1024
-    # The config beside them trains the same model, and the card tells its size and its sum.
+    # The config in the folder trains the same model, and the card tells its size and its sum.
     config = load_config(os.path.join(folder, 'config.yaml'), kind='train', check_paths=False)
     assert config['model'] == {key: checkpoint['model'][key] for key in ('name', 'args')}
     with open(os.path.join(folder, 'README.md')) as f:

@@ -208,7 +208,7 @@ def test_a_config_that_disagrees_is_shown_and_may_be_allowed(tmp_path, images, w
 
 def published(checkpoint, rate):
     """What the published code would have written in its place: steps as plain numbers, the decayed rate in the
-    optimizer's groups, nothing beside model, optimizer and epoch."""
+    optimizer's groups, nothing but model, optimizer and epoch."""
     found = {key: checkpoint[key] for key in ('model', 'optimizer', 'epoch')}
     sd = found['optimizer']['sd']
     groups = [{'lr': rate, 'betas': (0.9, 0.999), 'eps': 1e-8, 'weight_decay': 0, 'amsgrad': False,
