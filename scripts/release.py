@@ -4,11 +4,11 @@
 
 Writes model.pth (float32, without optimizer; it loads like any checkpoint), config.yaml, log.txt, curve.png, run.json,
 and SHA256SUMS. README.md, the model card, gets the content of run.json between two markers; the text around them is
-kept.
---blend averages with other weights, such as those the run started from: early and late weights of a fine-tuning together
-are often better than either (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
-Running the command again replaces all of it. --facts writes run.json and log.txt only: what docs/budget.md needs of a
-run whose weights are not published.
+kept. Running the command again replaces all of it.
+
+--blend averages with other weights, such as those the run started from: the mean of both is often better than either
+(Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022). --facts writes run.json and log.txt only: what
+docs/budget.md needs of a run whose weights are not published.
 """
 import hashlib
 import json
