@@ -29,7 +29,7 @@ from PIL import Image
 from utils import Integer, ListOf, Number, OneOf, UserError
 
 from .datasets import register
-from .wrappers import Augment, SampleQ, SRImplicitDownsampled, resize
+from .wrappers import Augment, Candidates, SampleQ, SRImplicitDownsampled, resize
 
 KERNELS = {'bicubic': Image.BICUBIC, 'bilinear': Image.BILINEAR, 'lanczos': Image.LANCZOS, 'box': Image.BOX}
 LARGEST_INTERMEDIATE = 1.5  # times the size of the input, in the first of two rounds
@@ -54,7 +54,7 @@ SIGMA, LEVELS, QUALITY = Interval(0, 100), Interval(0, 255), Interval(1, 100)
 class SRImplicitDegraded(SRImplicitDownsampled):
     """`sr-implicit-downsampled` with degraded inputs; the ground truth stays clean.
 
-    The arguments up to small_images are as there, but inp_size is required; each of the others is described where it
+    The arguments up to candidates are as there, but inp_size is required; each of the others is described where it
     is declared. Probabilities but clean_prob apply to the samples that do not stay clean. Raises UserError for values
     outside of the declared ranges and for ranges that are upside down.
     """
@@ -64,6 +64,7 @@ class SRImplicitDegraded(SRImplicitDownsampled):
                  scale_max: Annotated[float, Number(1, 1024), 'largest one, drawn uniformly; null: scale_min'] = None,
                  augment: Augment = False, sample_q: SampleQ = None,
                  small_images: Annotated[str, OneOf('stop', 'fit'), 'if too small: stop, or fitting scales'] = 'stop',
+                 candidates: Candidates = 1,
                  clean_prob: Annotated[float, PROBABILITY, 'share of inputs that are only reduced, by bicubic'] = 0.15,
                  kernels: Annotated[list, ListOf(OneOf(*KERNELS), least=1), 'to reduce with, drawn evenly'] =
                  ('bicubic', 'bilinear', 'lanczos', 'box'),
@@ -82,7 +83,7 @@ class SRImplicitDegraded(SRImplicitDownsampled):
                  subsampling_prob: Annotated[float, PROBABILITY, 'share of JPEG with chroma halved (4:2:0)'] = 0.7):
         own = {name: list(value) if isinstance(value, tuple) else value for name, value in locals().items()
                if name in OWN}
-        super().__init__(dataset, inp_size, scale_min, scale_max, augment, sample_q, small_images)
+        super().__init__(dataset, inp_size, scale_min, scale_max, augment, sample_q, small_images, candidates)
         if inp_size is None:
             raise UserError('inp_size: found nothing, expected the side of the input')
         for name, value in own.items():

@@ -31,6 +31,7 @@ SMALL_IMAGES = ('stop', 'fit')
 InpSize = Annotated[int, Integer(1, 2 ** 16), 'side of the input, a random crop; null: the whole image']
 Augment = Annotated[bool, FLAG, 'random flips and transposition']
 SampleQ = Annotated[int, Integer(1), 'random pixels queried in a sample; null: all']
+Candidates = Annotated[int, Integer(1, 1000), 'random crops drawn, of which the most detailed one is kept']
 
 
 class Wrapper(Dataset):
@@ -95,16 +96,19 @@ class SRImplicitDownsampled(Wrapper):
     (round(h s), round(w s)) from the top left, where h = floor(H / s), and likewise w, is the input's size.
     augment: flips and transposes, the eight symmetries of the square. sample_q: number of random queries; all pixels
     when absent. small_images: an image smaller than the largest crop is refused ('stop'), or gets scales that fit, up
-    to min(H, W) / inp_size ('fit').
+    to min(H, W) / inp_size ('fit'). candidates: that many crops are drawn, and the one with the most detail is kept;
+    more than the paper's 1 spares training the sky and the walls (Wang et al. 2021, SamplingAug, has a like idea).
     """
 
     def __init__(self, dataset, inp_size: InpSize = None,
                  scale_min: Annotated[float, Number(1, 1024), 'smallest factor by which the image is reduced'] = 1,
                  scale_max: Annotated[float, Number(1, 1024), 'largest one, drawn uniformly; null: scale_min'] = None,
                  augment: Augment = False, sample_q: SampleQ = None,
-                 small_images: Annotated[str, OneOf(*SMALL_IMAGES), 'if too small: stop, or fitting scales'] = 'stop'):
+                 small_images: Annotated[str, OneOf(*SMALL_IMAGES), 'if too small: stop, or fitting scales'] = 'stop',
+                 candidates: Candidates = 1):
         super().__init__(dataset, augment, sample_q)
         check_int('inp_size', inp_size, optional=True)
+        check_int('candidates', candidates)
         scale_max = scale_min if scale_max is None else scale_max
         for name, scale in (('scale_min', scale_min), ('scale_max', scale_max)):
             _check_positive(name, scale)
@@ -115,7 +119,10 @@ class SRImplicitDownsampled(Wrapper):
         if None not in (inp_size, sample_q) and sample_q > round(inp_size * scale_min) ** 2:
             raise UserError(f'sample_q {sample_q} is more than the {round(inp_size * scale_min) ** 2} pixels of the '
                             f'smallest crop (inp_size {inp_size}, scale_min {scale_min}): lower it')
+        if inp_size is None and candidates > 1:
+            raise UserError(f'candidates {candidates} needs crops to choose from: set inp_size, or leave it out')
         self.inp_size, self.scale_min, self.scale_max, self.small_images = inp_size, scale_min, scale_max, small_images
+        self.candidates = candidates
 
     def sample(self, index, rng):
         image = self.dataset.image(index)
@@ -127,7 +134,7 @@ class SRImplicitDownsampled(Wrapper):
             hr = image[:height, :width]
         else:
             h = w = self.inp_size
-            hr = np.ascontiguousarray(random_crop(image, round(self.inp_size * s), rng))
+            hr = np.ascontiguousarray(detailed_crop(image, round(self.inp_size * s), rng, self.candidates))
         flips = rng.random(3) < 0.5 if self.augment else (False,) * 3
         return self.make_item(self.reduce(hr, h, w, rng), hr, flips, rng)
 
@@ -287,6 +294,18 @@ def random_crop(image, size, rng):
     """A size x size view of (H, W, 3), every position equally likely."""
     top, left = rng.integers(image.shape[0] - size + 1), rng.integers(image.shape[1] - size + 1)
     return image[top:top + size, left:left + size]
+
+
+def detailed_crop(image, size, rng, candidates):
+    """Of `candidates` random crops the one with the most `detail`: a size x size view of (H, W, 3)."""
+    crops = [random_crop(image, size, rng) for _ in range(candidates)]
+    return max(crops, key=detail) if candidates > 1 else crops[0]
+
+
+def detail(image):
+    """Mean difference between neighbouring pixels of the green channel of uint8 (H, W, 3), over both axes."""
+    green = image[..., 1].astype(np.int16)
+    return sum(np.abs(np.diff(green, axis=axis)).mean() for axis in (0, 1))
 
 
 def flip(image, flips):

@@ -8,6 +8,7 @@ from PIL import Image
 
 import datasets
 from datasets.images import BadImage
+from datasets.wrappers import detail, detailed_crop
 from tests.common import golden
 from tests.image_files import noise
 from utils import UserError, make_coord
@@ -108,6 +109,31 @@ def test_queries_come_in_random_order():
         y, x = ((coord + 1) * 5).long().unbind(1)
         counts[[0, 1], y * 10 + x] += 1
     assert counts.sum() == 4000 and counts.max() < 45
+
+
+def test_of_several_candidates_the_most_detailed_crop_is_kept():
+    """One candidate is the published random crop. Of an image that is noise in one quarter and grey elsewhere, more
+    candidates reach the noise more often, and the crop kept has at least the detail of the first one drawn."""
+    image = np.full((64, 64, 3), 128, np.uint8)
+    image[:32, :32] = noise(32, 32, 3)
+    args = dict(inp_size=8, scale_max=2, sample_q=64)
+    one, many = (wrap('sr-implicit-downsampled', Images(image), candidates=n, **args) for n in (1, 8))
+    plain = wrap('sr-implicit-downsampled', Images(image), **args)
+    spread = {1: [], 8: []}
+    for seed in range(50):
+        items = [w.sample(0, np.random.default_rng(seed)) for w in (one, plain, many)]
+        assert all(torch.equal(items[0][key], items[1][key]) for key in items[0])
+        spread[1].append(items[0]['inp'].float().std() > 1)
+        spread[8].append(items[2]['inp'].float().std() > 1)
+        rngs = [np.random.default_rng(seed) for _ in range(2)]
+        first, kept = (detail(detailed_crop(image, 16, rng, n)) for rng, n in zip(rngs, (1, 8)))
+        assert kept >= first
+    assert sum(spread[1]) < 35 and sum(spread[8]) > 45
+
+
+def test_candidates_need_a_crop():
+    with pytest.raises(UserError, match='set inp_size'):
+        wrap('sr-implicit-downsampled', Images(noise(24, 30, 3)), inp_size=None, scale_min=2, candidates=2)
 
 
 def test_without_sample_q_all_pixels_come_in_order():
