@@ -1,8 +1,9 @@
-"""Optimizers by name, and the learning rate as a function of the step."""
+"""Optimizers and losses by name, and the learning rate as a function of the step."""
 import math
 from typing import Annotated
 
 import torch
+import torch.nn as nn
 
 from engine.muon import BETAS, Muon
 from utils import FLAG, ListOf, Number, Registry, UserError
@@ -12,6 +13,10 @@ optimizers, schedules = Registry('optimizer'), Registry('lr_scheduler')
 LearningRate = Annotated[float, Number(0), 'learning rate']
 WeightDecay = Annotated[float, Number(0), 'L2 penalty']
 optimizers.register('muon', 'optimizer')(Muon)
+CHARBONNIER = 1e-3  # errors far below it, in normalized colours, count by their square, those far above by their size
+LOSSES = {'l1': nn.L1Loss(),  # the paper's, section 4.1
+          'l2': nn.MSELoss(),
+          'charbonnier': lambda pred, gt: ((pred - gt) ** 2 + CHARBONNIER ** 2).sqrt().mean()}
 
 
 @optimizers.register('adam', 'optimizer')

@@ -23,7 +23,7 @@ import datasets
 import models
 from engine import ROOT
 from engine.arguments import PRECISIONS
-from engine.optim import optimizers, schedules
+from engine.optim import LOSSES, optimizers, schedules
 from utils import Integer, ListOf, Number, OneOf, Spec, Text, ValueType, atomic_write, is_number
 
 
@@ -99,6 +99,7 @@ class Train:
     init: Annotated[str, WEIGHTS, 'start from its weights'] = None
     seed: Seed = 0
     precision: Precision = 'float32'
+    loss: Annotated[str, OneOf(*LOSSES), "of the predicted colours; null: l1, the paper's"] = None
     grad_clip: Annotated[float, Number(0, above=True), 'largest norm of the gradient; null: no limit'] = None
     ema: Annotated[float, Number(0, 1, above=True, below=True), 'decay of a mean of the weights, also saved'] = None
     on_bad_image: Annotated[str, OneOf('stop', 'skip'), 'an unreadable file: stop, or replace and count'] = 'stop'

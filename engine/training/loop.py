@@ -10,7 +10,6 @@ import time
 
 import numpy as np
 import torch
-import torch.nn as nn
 
 import datasets
 from datasets.batch import unpack
@@ -19,7 +18,7 @@ from datasets.loader import closing_workers, keyed_rng, make_loader
 from engine import distributed
 from engine.checkpoint import load_checkpoint, model_path
 from engine.runtime import StopSignals, autocast, code_version, describe_device, keep_freed_memory
-from engine.optim import learning_rate
+from engine.optim import LOSSES, learning_rate
 from engine.training.monitor import Monitor, Stopped
 from engine.training.state import State
 from engine.training.validation import measure_start, validate
@@ -27,7 +26,6 @@ from utils import counted, make_coord, normalize
 
 
 log = logging.getLogger('liif')
-loss_fn = nn.L1Loss()  # the paper's, section 4.1
 
 
 def train(config, folder, device, checkpoint=None, workers=None):
@@ -86,7 +84,7 @@ def train_epoch(net, state, loader, device, monitor):
 
 
 def train_step(net, state, batch, rate, share=1.0):
-    """One step on the L1 loss. Returns the loss and the gradient's norm, as tensors, without waiting for the GPU.
+    """One step. Returns the loss and the gradient's norm, as tensors, without waiting for the GPU.
 
     net: the model, or its wrapper that averages gradients over processes; batch: as `unpack` returns it; rate: learning
     rate; share: this process's fraction of the global batch.
@@ -107,14 +105,14 @@ def train_step(net, state, batch, rate, share=1.0):
 
 
 def batch_loss(net, config, batch):
-    """Mean absolute error of the predicted colours, normalized by `data_norm`: a scalar."""
+    """Loss of the predicted colours, normalized by `data_norm`: a scalar. The paper's is L1 (section 4.1)."""
     norm = config['data_norm'] or {}
     inp = normalize(batch['inp'], norm.get('inp'), 1).contiguous(memory_format=torch.channels_last)  # (B, 3, h, w)
     gt = normalize(batch['gt'], norm.get('gt'), -1)  # (B, Q, 3)
     coord = all_pixels(batch) if batch['coord'] is None else batch['coord']  # (B, Q, 2)
     with autocast(inp.device, config['precision']):
         pred = net(inp, coord, batch['cell'].expand_as(coord))  # (B, Q, 3)
-    return loss_fn(pred.float(), gt)
+    return LOSSES[config['loss'] or 'l1'](pred.float(), gt)
 
 
 # Helpers.

@@ -160,7 +160,8 @@ def fake_batch(device, all_pixels):
 @pytest.mark.parametrize('all_pixels', [False, True])
 def test_the_loss_stays_on_its_device(device, spec, precision, all_pixels):
     model = make_model(spec, device).train()
-    loss = loop.batch_loss(model, {'data_norm': PUBLISHED_NORM, 'precision': precision}, fake_batch(device, all_pixels))
+    config = {'data_norm': PUBLISHED_NORM, 'precision': precision, 'loss': None}
+    loss = loop.batch_loss(model, config, fake_batch(device, all_pixels))
     assert loss.device == device and loss.dtype == torch.float32 and loss.requires_grad
 
 
@@ -185,4 +186,5 @@ def test_the_check_notices_a_mix_of_devices(device):
     batch = fake_batch(device, all_pixels=False)
     batch['coord'] = torch.rand(2, 20, 2)
     with pytest.raises(RuntimeError, match='device'):
-        loop.batch_loss(make_model(small_spec(), device), {'data_norm': None, 'precision': 'float32'}, batch)
+        config = {'data_norm': None, 'precision': 'float32', 'loss': None}
+        loop.batch_loss(make_model(small_spec(), device), config, batch)

@@ -88,6 +88,18 @@ def test_all_pixels_as_queries_give_the_loss_of_their_coordinates(config):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize('name, formula', [(None, lambda e: e.abs()), ('l1', lambda e: e.abs()),
+                                           ('l2', lambda e: e ** 2),
+                                           ('charbonnier', lambda e: (e ** 2 + 1e-6).sqrt())])
+def test_losses_are_their_formulas(config, name, formula):
+    config['loss'] = name
+    batch, model = unpack(next(iter(loader_of(config))), CPU), State(config, CPU, 3).model
+    gt = batch['gt'] * 2 - 1
+    with torch.no_grad():
+        error = model(batch['inp'] * 2 - 1, batch['coord'], batch['cell'].expand_as(batch['coord'])) - gt
+        assert loop.batch_loss(model, config, batch).item() == pytest.approx(formula(error).mean().item(), rel=1e-5)
+
+
 @pytest.mark.parametrize('optimizer', [{'name': 'adam', 'args': {'lr': 1e-2}},
                                        {'name': 'sgd', 'args': {'lr': 0.02, 'momentum': 0.9}}])
 @pytest.mark.parametrize('precision', ['float32', 'bf16'])
