@@ -96,8 +96,8 @@ class SRImplicitDownsampled(Wrapper):
     (round(h s), round(w s)) from the top left, where h = floor(H / s), and likewise w, is the input's size.
     augment: flips and transposes, the eight symmetries of the square. sample_q: number of random queries; all pixels
     when absent. small_images: an image smaller than the largest crop is refused ('stop'), or gets scales that fit, up
-    to min(H, W) / inp_size ('fit'). candidates: that many crops are drawn, and the one with the most detail is kept;
-    more than the paper's 1 spares training the sky and the walls (Wang et al. 2021, SamplingAug, has a like idea).
+    to min(H, W) / inp_size ('fit'). candidates: that many crops are drawn, and the one with the most detail is kept.
+    With more than the paper's 1, training sees less of skies and walls, similar to SamplingAug (Wang et al., 2021).
     """
 
     def __init__(self, dataset, inp_size: InpSize = None,
