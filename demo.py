@@ -58,20 +58,27 @@ def parse_arguments(argv=None):
     add('--tile', type=whole(1), metavar='N', help='encode in tiles of N source pixels; default: chosen by the memory')
     add('--gpu', type=device, help="a GPU's number, or cpu; default: the first GPU, else the CPU")
     add('--ema', action='store_true', help="use the checkpoint's averaged weights")
-    add('--quality', type=whole(1, 100), default=95, help='of JPEG, WebP and AVIF, 1 to 100 (100: lossless WebP); '
-        'default: 95')
-    add('--overwrite', action='store_true', help='of several inputs, render again those written before')
+    add('--quality', type=whole(1, 100), help='of JPEG, WebP and AVIF, 1 to 100 (100: lossless WebP); default: 95')
+    add('--overwrite', action='store_true', help='of several inputs, render again those written before; one input is '
+        'always written to --output, also over an existing file')
     add('--insist', action='store_true', help='no limits on the pixels of source and output')
     args = parser.parse_args(argv)
     args.inputs += args.input
+    check_arguments(parser, args)
+    args.decode = args.decode or (args.lattice and 'lattice')
+    return args
+
+
+def check_arguments(parser, args):
+    """Ends the program for arguments that are missing, or that do not fit each other."""
     if not args.inputs:
         parser.error('expected at least one input')
     if args.model == '':
         parser.error('--model: found an empty name, expected a checkpoint or the name of weights')
     if args.lattice and args.decode == 'exact':
         parser.error('--lattice: found --decode exact, expected lattice or auto: leave one of the two out')
-    args.decode = args.decode or (args.lattice and 'lattice')
-    return args
+    if args.overwrite and args.output is None:
+        parser.error('--overwrite: found no --output, without which nothing is overwritten: name the file or folder')
 
 
 def main(argv=None):
@@ -80,10 +87,14 @@ def main(argv=None):
     from datasets import images
     from engine.rendering import jobs, sizes
     from engine.runtime import autocast, select_device
+    from utils import UserError
     autocast(select_device(args.gpu, announce=False), None if args.precision == 'auto' else args.precision)  # checks
     kind, values = args.size
     size_of = sizes.size_rule(kind, values, args.region, None if args.insist else sizes.MAX_OUTPUT)
     todo, batch = jobs.find_jobs(args.inputs, args.output, values if kind == 'scale' else None)
+    if args.quality is not None and not (batch and args.output) and not jobs.takes_quality(todo[0][1]):
+        raise UserError(f'--quality: found {todo[0][1] if args.output else "no --output"}, expected an --output that '
+                        f'ends in .jpg, .webp or .avif: name one, or leave --quality out')
     count, failed, pixels, started = len(todo), [], {}, time.time()
     if batch and not args.overwrite:
         todo = [job for job in todo if not jobs.is_done(*job, size_of)]
@@ -161,7 +172,7 @@ def enlarge(source, target, renderer, size_of, args):
             renderer = dataclasses.replace(renderer, decode='auto')
         done = jobs.enlarge_video(source, target, renderer, announced_size, args.region)
     else:
-        done = jobs.enlarge_image(source, target, renderer, announced_size, args.region, args.quality,
+        done = jobs.enlarge_image(source, target, renderer, announced_size, args.region, args.quality or 95,
                                   None if args.insist else images.MAX_PIXELS)
     path, (h, w), (rows, columns), frames = done
     seconds, times = time.time() - started, f' x {frames} frames' if frames > 1 else ''

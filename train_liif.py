@@ -28,6 +28,7 @@ import os
 import sys
 
 from engine import distributed
+from engine.arguments import whole
 from engine.checkpoint import parse_checkpoint, read_file
 from engine.config import load_config
 from engine.runtime import Parser, parse_gpus, run_program, select_device
@@ -55,12 +56,13 @@ def main(argv=None):
                         help='override keys of the config')
     parser.add_argument('--allow-change', action='append', default=[], metavar='KEY',
                         help='a key that may differ from the run that is resumed, such as epoch_max')
-    parser.add_argument('--workers', type=int, help='processes that read images; default: chosen automatically')
+    parser.add_argument('--workers', type=whole(0), help='processes that read images; default: chosen automatically')
     args = parser.parse_args(argv)
 
     config = load_config(args.config, args.set, kind='train')
-    if args.workers is not None and args.workers < 0:
-        raise UserError(f'--workers {args.workers}: expected 0 or more')
+    if args.allow_change and not args.resume and config['resume'] is None:
+        raise UserError('--allow-change: found no --resume, expected it, since only a run that goes on can differ from '
+                        'the one before: add --resume, or leave --allow-change out')
     devices = parse_gpus(args.gpu) if args.gpu is not None else [None]
     if len(devices) > 1 and distributed.world() == 1:
         sys.exit(distributed.launch(len(devices)))

@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         lost = 'unrecognized arguments' in message or message.endswith(' argument')  # perhaps a negative number
         minus = ' (a value that begins with a minus: --flag=-1)' if lost else ''
-        self.exit(2, f'error: {message}; see {self.prog} --help{minus}\n')
+        self.exit(2, f'error: {message.removeprefix("argument ")}; see {self.prog} --help{minus}\n')
 
 
 # Argument types: functions of the text that return the value, or raise ArgumentTypeError.

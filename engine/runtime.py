@@ -82,10 +82,11 @@ def select_device(gpu=None, announce=True):
     if gpu is not None:
         names = parse_gpus(gpu)
         if len(names) > 1 and len(names) != count:
-            raise UserError(f'--gpu {gpu}: names {len(names)} devices for {count} process{"es"[:2 * (count > 1)]}: '
+            raise UserError(f'--gpu: found {gpu}, {len(names)} devices for {count} process{"es"[:2 * (count > 1)]}: '
                             f'name one' + (f' or {count}' if count > 1 else ''))
         if len(names) == 1 and count > 1 and names != ['cpu']:
-            raise UserError(f'--gpu {gpu}: {count} processes would share it; leave --gpu out, and each takes its own')
+            raise UserError(f'--gpu: found {gpu}, but {count} processes would share it; leave --gpu out, and each '
+                            f'takes its own')
         return named_device(names[local] if len(names) > 1 else names[0])
     if torch.cuda.is_available():
         return named_device(str(local))
@@ -108,8 +109,8 @@ def parse_gpus(gpu):
     names = [name.strip() for name in gpu.split(',')]
     numbers = all(name.isascii() and name.isdigit() for name in names) and len({*names}) == len(names)
     if not numbers and {*names} != {'cpu'}:
-        raise UserError(f'--gpu {gpu!r}: expected the number of a GPU such as 0, several such as 0,1 (to '
-                        f'train on all of them), or cpu')
+        raise UserError(f'--gpu: found {gpu!r}, expected the number of a GPU such as 0, several such as 0,1 (to train '
+                        f'on all of them), or cpu')
     return names
 
 

@@ -22,6 +22,7 @@ from engine.rendering.figures import (ACCENT, GROUND, INK, PAPER, SOFT, add_mode
                                       blank, check_size, font, positive, renderer_of, save_image)
 from datasets.imresize import imresize, lr_size
 from engine.rendering.renderer import quantize
+from engine.rendering.sizes import check_region
 from engine.runtime import Parser, run_program
 from utils import UserError, calc_psnr
 
@@ -46,6 +47,8 @@ def main(argv=None):
     h, w = low.shape[-2:]
     size = truth.shape[-2:] if truth is not None else (max(1, round(h * args.scale)), max(1, round(w * args.scale)))
     check_size(size)
+    if args.region is not None:
+        check_region(args.region, h, w, '--region')
     region = args.region or busiest(low)
     panels = [(name, baseline(name).open(low)) for name in METHODS]
     if args.model is None:

@@ -104,6 +104,11 @@ def is_clip(source, target):
     return videos.is_video(source) and not still
 
 
+def takes_quality(target):
+    """Whether a target, as `find_jobs` gives it, is written in a format that has a quality."""
+    return isinstance(target, str) and FORMATS.get(os.path.splitext(target)[1].lower()) in ('JPEG', 'WEBP', 'AVIF')
+
+
 def is_done(source, target, size_of):
     """Whether the target is newer than the source and, for images, of the size asked for."""
     if callable(target) or not os.path.exists(target) or not os.path.exists(source) \
@@ -152,9 +157,8 @@ def enlarge_image(source, target, renderer, size_of, region=None, quality=95, ma
         method, img, part = reduce_first(renderer, image.for_network(), size, region)
         if method is not renderer and image.alpha is not None:
             image = image._replace(alpha=method.open(image.alpha.expand(3, -1, -1)).render(size, region)[:1])
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with tqdm(total=size[0] * size[1], desc=os.path.basename(path), unit='px', unit_scale=True, leave=False,
-                  disable=None) as bar:
+        with folder_of(path), tqdm(total=size[0] * size[1], desc=os.path.basename(path), unit='px', unit_scale=True,
+                                   leave=False, disable=None) as bar:
             write_image(path, image, size, watched(method.open(img), size, part, bar), part, quality)
     return path, image.size, size, 1
 
@@ -167,13 +171,31 @@ def enlarge_video(source, target, renderer, size_of, region=None):
         path = target(size) if callable(target) else target
         for remark in videos.remarks(path, size, video.deep):
             print(f'{source}: {remark}')
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         frames = tqdm(render_frames(video, renderer, size, region), desc=os.path.basename(path), total=video.count,
                       unit='frame', leave=False, disable=None)
-        with contextlib.closing(frames):
+        with folder_of(path), contextlib.closing(frames):
             count = videos.write_video(path, frames, size, video.tick, video.rate, video.last, video.deep, video.colour,
                                        audio_from=source)
     return path, video.size, size, count
+
+
+@contextlib.contextmanager
+def folder_of(path):
+    """Within `with`, the folder of a file to be written exists. After any error, Ctrl-C included, folders that were
+    made for it and are still empty are removed."""
+    folder, missing = os.path.dirname(os.path.abspath(path)), []
+    parent = folder
+    while not os.path.lexists(parent):
+        missing.append(parent)
+        parent = os.path.dirname(parent)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        yield
+    except BaseException:
+        for empty in missing:
+            with contextlib.suppress(OSError):  # not empty, or not made yet
+                os.rmdir(empty)
+        raise
 
 
 def render_frames(video, renderer, size, region):

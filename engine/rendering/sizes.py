@@ -8,13 +8,16 @@ from utils import UserError
 MAX_OUTPUT = 1_000_000_000  # pixels
 
 
-def check_region(region, h, w):
-    """Raise UserError for a region (x, y, width, height) that is not inside an image of h x w pixels."""
+def check_region(region, h, w, name='region'):
+    """Raise UserError for a region (x, y, width, height) that is not inside an image of h x w pixels.
+
+    name: what the message calls it
+    """
     left, top, width, height = region
     slack = 1e-9 * max(h, w)  # fractions add up with rounding
     if not (width > 0 and height > 0 and left >= 0 and top >= 0 and left + width <= w + slack
             and top + height <= h + slack):
-        raise UserError(f'region: found {left:g},{top:g},{width:g},{height:g}, expected x,y,width,height inside the '
+        raise UserError(f'{name}: found {left:g},{top:g},{width:g},{height:g}, expected x,y,width,height inside the '
                         f'image of {w}x{h} pixels')
 
 
@@ -29,7 +32,7 @@ def size_rule(kind, values, region=None, limit=MAX_OUTPUT):
     """
     def size_of(h, w):
         if region is not None:
-            check_region(region, h, w)
+            check_region(region, h, w, '--region')
             h, w = region[3], region[2]
         if kind == 'resolution':
             size = values

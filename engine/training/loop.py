@@ -132,7 +132,7 @@ def begin(state, folder, device, checkpoint):
         for section, files in state.data.items():
             for line in changes(checkpoint.get('data', {}).get(section), files):
                 log.warning(f'{section} has changed since the checkpoint: {line}')
-    folder.begin(config)
+    folder.begin(config, finished=state.epoch > config['epoch_max'])
     if checkpoint is not None and not checkpoint.get('train', {}).get('step'):
         folder.save(state.checkpoint(), *state.names())  # an interruption may have come between the files of an epoch
     folder.open_curves(state.epoch)

@@ -56,8 +56,9 @@ class RunFolder:
             self._lock()
         self._refuse_a_run()
 
-    def begin(self, config):
-        """Make the folder ready and keep the config in it: training begins."""
+    def begin(self, config, finished=False):
+        """Make the folder ready and keep the config in it: training begins. finished: nothing is left to train, so the
+        config is not shown again."""
         if not self.is_main:
             return
         with self.writing('.'):
@@ -73,7 +74,8 @@ class RunFolder:
         self.begun, text = True, yaml.safe_dump(config, sort_keys=False, default_flow_style=None)
         with self.writing(CONFIG), atomic_write(self.file(CONFIG), 'w', encoding='utf-8') as f:
             f.write(text)
-        log.info(f'config (kept in {self.file(CONFIG)}):\n{text.rstrip()}')
+        if not finished:
+            log.info(f'config (kept in {self.file(CONFIG)}):\n{text.rstrip()}')
 
     def _refuse_a_run(self):
         begun = glob.glob('*.pth*', root_dir=self.path) or os.path.exists(self.file(CONFIG))

@@ -26,11 +26,12 @@ from utils import UserError
     (['--scale', 'nan'], "found 'nan'"), (['--scale', '1,2,3'], 'expected a factor'), (['--scale=-2'], "found '-2'"),
     (['--max-side', '1.5'], 'expected whole pixels'), (['--output', ''], "--output: found '', expected the name of a"),
     (['--width', 'wide'], "--width: found 'wide'"), (['--region', '0,0,0,5'], '--region: found'),
-    (['--region', '0,nan,4,4'], '--region: found'), (['--quality', '0'], '--quality: found 0'),
+    (['--region', '0,nan,4,4'], 'error: --region: found'), (['--quality', '0'], '--quality: found 0'),
     (['--tile', '0'], '--tile: found 0, expected a whole number of at least 1'), (['--tile', '1.5'], 'found 1.5'),
     (['--lattice', '0'], '--lattice: found 0, expected a whole number from 1 to 32'),
     (['--lattice', str(FINEST + 1)], '--lattice: found'),
     (['--lattice', '3', '--decode', 'exact'], '--lattice: found --decode exact'),
+    (['--overwrite'], '--overwrite: found no --output'),
     (['--decode', 'fast'], "--decode: invalid choice: 'fast'"), (['--gpu', 'first'], "--gpu: found 'first'"),
     (['--gpu', '0,1'], "--gpu: found '0,1'"), (['--model', ''], '--model: found an empty name'),
     (['--cell-clip', '0.5'], '--cell-clip: found 0.5'), (['--cell-clip', 'x'], '--cell-clip: found x'),
@@ -60,7 +61,11 @@ def test_a_density_alone_selects_the_lattice(options, decode):
 
 @pytest.mark.parametrize('options, message', [
     (['--gpu', '99'], 'GPU 99 is not there'), (['--precision', 'fp16'], 'fp16'),
-    (['--region', '60,0,4,4'], 'inside the image of 63x41'), (['--region=-1,0,4,4'], 'inside the image'),
+    (['--region', '60,0,4,4'], '^--region: found 60,0,4,4, expected .*inside the image of 63x41'),
+    (['--region=-1,0,4,4'], 'inside the image'),
+    (['--quality', '80'], '^--quality: found no --output, expected'),
+    (['--quality', '80', '--output', 'x.png'], '^--quality: found x.png, expected'),
+    (['--quality', '80', '--output', 'new/'], '^--quality: found new/in.png, expected'),
     (['--scale', '9000'], '567000x369000 pixels, 209.2 gigapixels.*--insist'),
     (['--output', 'out/x.xyz'], "found '.xyz', expected a name that ends in"),
     (['--output', 'in.png/x.png'], 'in.png is not a folder that can be written to'),
@@ -95,15 +100,16 @@ def test_mistakes_as_a_process(tmp_path, wrong, message):
 
 def test_a_terminated_run_leaves_nothing(tmp_path, checkpoints):
     Image.fromarray(PHOTO).save(tmp_path / 'in.png')
+    output = tmp_path / 'new' / 'deep' / 'out.png'
     process = subprocess.Popen([sys.executable, 'demo.py', '--input', tmp_path / 'in.png', '--model',
-                                checkpoints['liif'], '--resolution', '9000,9000', '--output', tmp_path / 'out.png'],
+                                checkpoints['liif'], '--resolution', '9000,9000', '--output', output],
                                cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     try:
         for _ in range(600):
-            if len(os.listdir(tmp_path)) > 1 or process.poll() is not None:
+            if os.path.isdir(output.parent) and os.listdir(output.parent) or process.poll() is not None:
                 break
             time.sleep(0.1)
-        assert len(os.listdir(tmp_path)) == 2 and not os.path.exists(tmp_path / 'out.png')
+        assert len(os.listdir(output.parent)) == 1 and not output.exists()
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143
     finally:

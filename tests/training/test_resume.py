@@ -188,7 +188,7 @@ def test_resuming_nothing_begins_and_resuming_the_end_does_nothing(tmp_path, ima
         assert 'WARNING: resume: there is no file gone.pth, so training begins anew\n' in f.readlines()[:2]
     before = load_checkpoint(f'{folder}/save/_c/epoch-last.pth')
     code, text = run(folder, *ARGUMENTS, '--resume')
-    assert code == 0 and 'nothing left to train' in text
+    assert code == 0 and 'nothing left to train' in text and 'root_path' not in text  # nor is the config shown again
     same(before, load_checkpoint(f'{folder}/save/_c/epoch-last.pth'))
 
 
@@ -275,7 +275,7 @@ def test_wrong_configs_run_or_say_in_one_line_why_not(tmp_path, seed):
 def test_mistakes_leave_no_folder_and_delete_none(folder):
     before = good_checkpoints(folder)
     last = f'{folder}/save/_c/epoch-last.pth'
-    for arguments in (['--init', 'nowhere.pth'],
+    for arguments in (['--init', 'nowhere.pth'], ['--allow-change', 'epoch_max'],
                       ['--init', last, '--set', 'model.args.imnet_spec.args.hidden_list=[4]'], ['--gpu', '99'],
                       ['--workers', '-1'], ['--set', 'optimizer.args.lr=x']):
         for more in (['--overwrite'], ['--tag', 'b']):
