@@ -1,9 +1,10 @@
-"""What the viewer's tests share: a running server of a small model, and requests to it."""
+"""What the viewer's tests share: images, a running server of a small model, and requests to it."""
 import contextlib
 import http.client
 import threading
 
 import numpy as np
+import torch
 from PIL import Image
 
 from engine.rendering.api import to_numpy, to_tensor
@@ -19,10 +20,22 @@ VIEWS = [((0, 0, 200, 150), (300, 400)), ((10.3, 20.7, 50.1, 40.2), (402, 501)),
          ((33, 41, 1.5, 1.2), (120, 150)), ((199.5, 0, 0.5, 150), (300, 20))]
 
 
+def drawing(h, w):
+    """An image with edges and ramps: (3, h, w)."""
+    y, x = np.mgrid[:h, :w].astype(np.float32)
+    disk = np.hypot(y - h / 2, x - w / 2) < h / 3
+    stripes = (x + 0.4 * y) % 9 < 4
+    return torch.from_numpy(np.stack([0.2 + 0.6 * disk, 0.3 + 0.4 * stripes, 0.1 + 0.8 * x / w]).astype(np.float32))
+
+
 def exact(region, size, pixels=PIXELS, model=None):
     """The exact render of a region, as integers (H, W, 3)."""
     scene = Renderer(model or small_model(), cell_clip=CLIP).open(to_tensor(pixels))
     return to_numpy(scene.render(size, region, 'uint8')).astype(int)
+
+
+def psnr(a, b):
+    return -10 * np.log10(((a - b) ** 2).mean())
 
 
 def small_viewer(path, pixels=PIXELS, model=None, **options):

@@ -1,21 +1,13 @@
 """The lattice: nodes are the decoded image, and what is interpolated between them is close to it everywhere."""
 import numpy as np
 import pytest
-import torch
 
 import models
 from engine.rendering.api import load_renderer
 from engine.rendering.renderer import Renderer
 from tests.common import small_model, small_spec
+from tests.viewer.common import drawing, psnr
 from viewer.lattice import CLIP, STEPS, TILE, axis_nodes, is_continuous, lattice_tile, tiles
-
-
-def drawing(h, w):
-    """An image with edges and ramps: (3, h, w)."""
-    y, x = np.mgrid[:h, :w].astype(np.float32)
-    disk = np.hypot(y - h / 2, x - w / 2) < h / 3
-    stripes = (x + 0.4 * y) % 9 < 4
-    return torch.from_numpy(np.stack([0.2 + 0.6 * disk, 0.3 + 0.4 * stripes, 0.1 + 0.8 * x / w]).astype(np.float32))
 
 
 def lagrange(u):
@@ -44,10 +36,6 @@ def interpolated(scene, size, steps):
     (ys, wy), (xs, wx) = along(h, size[0], steps), along(w, size[1], steps)
     rows = sum(wy[k][:, None, None] * lattice[ys[k]] for k in range(4))  # (H, nodes, 3)
     return sum(wx[k][:, None] * rows[:, xs[k]] for k in range(4)).transpose(2, 0, 1).clip(0, 1)
-
-
-def psnr(a, b):
-    return -10 * np.log10(((a - b) ** 2).mean())
 
 
 @pytest.mark.parametrize('n', [1, 2, 31, 32, 33, 64, 65])

@@ -7,7 +7,7 @@ import torch
 from engine.checkpoint import PUBLISHED_NORM
 from engine.rendering.renderer import Renderer
 from tests.common import small_model
-from tests.viewer.test_lattice import drawing
+from tests.viewer.common import drawing
 from utils import UserError
 from viewer import static
 from viewer.lattice import CLIP, STEPS, TILE, lattice_tile, tiles

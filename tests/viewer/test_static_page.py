@@ -16,10 +16,8 @@ from engine.rendering.renderer import Renderer
 from tests.common import small_model
 from tests.conftest import ROOT
 from tests.viewer import common
-from tests.viewer.common import exact
-from tests.viewer.test_lattice import drawing, psnr
-from tests.viewer.test_page import (  # noqa: F401 (chromium is a fixture)
-    BROWSER, FLAGS, NO_WEBGL2, SCALES, SIZE, Page, above_50_db, chromium, frame_rate, region)
+from tests.viewer.browser import BROWSER, FLAGS, NO_WEBGL2, SCALES, SIZE, Page, above_50_db, frame_rate, region
+from tests.viewer.common import drawing, exact, psnr
 from utils import UserError
 from viewer import static
 from viewer.lattice import CLIP
@@ -83,7 +81,7 @@ def small(tmp_path_factory, runtime):
 
 
 @pytest.fixture
-def page(chromium, small):  # noqa: F811
+def page(chromium, small):
     page = Page(chromium, small[0])
     yield page
     page.context.close()
@@ -125,7 +123,7 @@ FIRST_TILE = """
 """
 
 
-def test_views_of_the_trained_model_and_what_they_cost(chromium, tmp_path, runtime, record_property):  # noqa: F811
+def test_views_of_the_trained_model_and_what_they_cost(chromium, tmp_path, runtime, record_property):
     renderer, pixels = load_renderer(gpu='cpu', cell_clip=CLIP), to_numpy((drawing(27, 34) * 255).byte())
     with published(tmp_path, load_renderer(gpu='cpu').model, pixels, runtime) as (port, _):
         page = Page(chromium, port, '#x=17&y=13.5&s=4&d=0', FIRST_TILE)
@@ -202,7 +200,7 @@ ISOLATED = {'Cross-Origin-Opener-Policy': 'same-origin', 'Cross-Origin-Embedder-
 
 
 @pytest.mark.parametrize('headers', [ISOLATED, {}], ids=['isolated', 'not isolated'])
-def test_threads_where_the_host_sends_the_headers(chromium, small, headers):  # noqa: F811
+def test_threads_where_the_host_sends_the_headers(chromium, small, headers):
     with file_server(small[1], headers) as port:
         page = Page(chromium, port)
         worker = next(w for w in page.page.workers if w.url.endswith('/worker.js'))
@@ -216,7 +214,7 @@ def test_threads_where_the_host_sends_the_headers(chromium, small, headers):  # 
         assert not page.problems
 
 
-def test_webgpu_draws_what_pytorch_renders(chromium, small):  # noqa: F811
+def test_webgpu_draws_what_pytorch_renders(chromium, small):
     browser = chromium.browser_type.launch(executable_path=BROWSER, args=[*FLAGS, '--enable-unsafe-webgpu'])
     try:
         blank = browser.new_page()
@@ -249,7 +247,7 @@ MESSAGES = """addEventListener('DOMContentLoaded', () => {
     ('async () => null', []), ('async () => { throw new Error("blocked"); }', []),
     ('async () => ({features: new Set(), limits: {}, info: {}, requestDevice: () => Promise.reject(Error("lost"))})',
      ['WebGPU failed in this browser, so the CPU computes.'])], ids=['none', 'refused', 'fails later'])
-def test_a_gpu_that_fails_is_replaced_by_the_cpu(chromium, small, adapter, told):  # noqa: F811
+def test_a_gpu_that_fails_is_replaced_by_the_cpu(chromium, small, adapter, told):
     worker = small[1] / 'worker.js'
     original = worker.read_bytes()
     worker.write_bytes(f"Object.defineProperty(navigator, 'gpu', {{value: {{requestAdapter: {adapter}}}}});".encode()
@@ -266,7 +264,7 @@ def test_a_gpu_that_fails_is_replaced_by_the_cpu(chromium, small, adapter, told)
     assert not page.problems
 
 
-def test_without_webgl2_it_says_so(chromium, small):  # noqa: F811
+def test_without_webgl2_it_says_so(chromium, small):
     page = Page(chromium, small[0], script=NO_WEBGL2)
     assert 'no WebGL2' in page.page.text_content('#toast')
     page.look('static-plain')
