@@ -34,7 +34,8 @@ train=$(cd "$train" && pwd) valid=$(cd "$valid" && pwd)
 mkdir -p "$output"
 output=$(cd "$output" && pwd)
 python=${PYTHON:-$root/.venv/bin/python}
-gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
+gpus=0
+[ "$device" = cpu ] || gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
 [ "$device" = cpu ] || [ "$gpus" -gt 0 ] || usage 'torch sees no GPU'
 one=0 two=0,1
 [ "$device" != cpu ] || one=cpu two=cpu,cpu

@@ -18,10 +18,12 @@ import time
 
 import numpy as np
 import torch
+import torch.utils.data.dataloader as torch_loader
 import yaml
 from PIL import Image
 
 import train_liif
+from datasets.images import known_formats
 from engine.checkpoint import build_model, load_checkpoint, parse_checkpoint
 from engine.runtime import run_program
 from engine.training import loop, run_folder
@@ -34,6 +36,7 @@ POLITE = (signal.SIGTERM, signal.SIGINT)
 processes = multiprocessing.get_context('forkserver')
 # A training step imports torch._dynamo, which takes a second: once for all runs.
 processes.set_forkserver_preload(['tests.survival', 'torch._dynamo', 'tensorboardX'])
+known_formats()  # loads Pillow's plugins, once, too
 
 
 # Tiny runs.
@@ -134,6 +137,8 @@ def _child(folder, arguments, kill, disk, record, output, environment, threads):
     sys.stdout, sys.stderr = (open(i, 'w', buffering=1, closefd=False) for i in (1, 2))
     multiprocessing.set_start_method('fork', force=True)  # as a program's: workers of a fork server outlive a SIGKILL
     torch.set_num_threads(threads)
+    # PyTorch looks every 5 seconds whether a data worker that it waits for is alive.
+    torch_loader._MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (0.2,)
     sys.argv = ['train_liif.py', *arguments]
     watch(kill, record)
     if disk is not None:

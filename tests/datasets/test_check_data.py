@@ -1,7 +1,5 @@
 """Looking data over: the check of headers before a run, scripts/check_data.py, and scripts/resize.py."""
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,8 +9,8 @@ from PIL import Image
 import datasets
 from datasets.check import check_batches, check_headers, problems
 from scripts import check_data, resize
-from tests.common import ROOT
 from tests.image_files import folder, hostile_pngs, make_folder, make_pairs, noise, save
+from tests.programs import program
 from utils import UserError
 
 
@@ -178,8 +176,7 @@ def test_check_data_reports_folders(config, tmp_path, capsys):
 
 def test_check_data_as_a_program(config, tmp_path):
     (tmp_path / 'hr' / '3.png').write_text('not an image')
-    result = subprocess.run([sys.executable, os.path.join(ROOT, 'scripts', 'check_data.py'), str(config)],
-                            capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    result = program('scripts/check_data.py', config, cwd=tmp_path)
     assert result.returncode == 2 and 'hr/3.png cannot be read' in result.stdout
     assert result.stderr.splitlines()[-1].startswith('error: 1 problem found') and 'Traceback' not in result.stderr
 
@@ -207,12 +204,10 @@ def test_hostile_16_bit_pngs_are_reported_and_kill_nothing(tmp_path):
     spec = {'dataset': {'name': 'image-folder', 'args': {'root_path': 'hr'}},
             'wrapper': {'name': 'sr-implicit-downsampled', 'args': {'inp_size': 1}}, 'batch_size': 1}
     (tmp_path / 'test.yaml').write_text(yaml.safe_dump({'test_dataset': spec}))
-    check = subprocess.run([sys.executable, os.path.join(ROOT, 'scripts', 'check_data.py'), 'test.yaml'],
-                           capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    check = program('scripts/check_data.py', 'test.yaml', cwd=tmp_path)
     assert check.returncode == 2 and check.stderr.splitlines()[-1].startswith('error: 13 problems found'), check.stderr
     assert check.stdout.count('cannot be read') == 13 and 'Traceback' not in check.stderr
-    read = subprocess.run([sys.executable, '-c', READ_ALL, str(tmp_path / 'hr')], capture_output=True, text=True,
-                          cwd=ROOT, timeout=120)
+    read = program('-c', READ_ALL, tmp_path / 'hr')
     assert read.stdout.split() == ['none', '13', 'in_memory', '13', 'bin', '13'], read.stderr
 
 

@@ -1,7 +1,5 @@
 """Low-resolution images: the kernel against MATLAB's own files, the rule for any scale, the program."""
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ import datasets
 from datasets.imresize import imresize, lr_size, make_lr_folder, parse_scale, scale_name, shave_width
 from scripts.make_lr import default_output
 from tests.common import ROOT
+from tests.programs import program
 from utils import UserError
 
 
@@ -183,9 +182,7 @@ def test_program_reports_bad_files_at_the_end(tmp_path):
     whole = (tmp_path / 'HR' / 'good.png').read_bytes()
     (tmp_path / 'HR' / 'cut.png').write_bytes(whole[:len(whole) // 2])
     (tmp_path / 'HR' / 'text.png').write_text('hello')
-    program = os.path.join(ROOT, 'scripts', 'make_lr.py')
-    command = [sys.executable, program, str(tmp_path / 'HR'), '--scale', '3']
-    run = subprocess.run(command, capture_output=True, text=True)
+    run = program('scripts/make_lr.py', tmp_path / 'HR', '--scale', '3')
     assert run.returncode == 2 and 'Traceback' not in run.stderr
     assert os.listdir(tmp_path / 'LR_bicubic' / 'X3') == ['goodx3.png']
     assert '1 made, 0 kept' in run.stdout

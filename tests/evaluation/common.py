@@ -1,8 +1,5 @@
 """What the tests of this folder share: checkpoints, suites, results."""
 import json
-import os
-import subprocess
-import sys
 
 import torch
 
@@ -10,7 +7,7 @@ import models
 from engine.checkpoint import PUBLISHED_NORM, save_checkpoint
 from engine.evaluation.runs import run_suite
 from engine.evaluation.suite import read_suite
-from tests.common import ROOT, fill_model, small_spec
+from tests.common import fill_model, small_spec
 
 
 CPU = torch.device('cpu')
@@ -31,13 +28,6 @@ def write_suite(path, *tests):
 
 def set5(scales):
     return {'data': 'Set5', 'config': 'configs/test/test-set5-{scale}.yaml', 'scales': scales}
-
-
-def program(*args, cwd=ROOT, code=0):
-    out = subprocess.run([sys.executable, os.path.join(ROOT, 'test.py'), '--gpu', 'cpu', *args], cwd=cwd, text=True,
-                         capture_output=True)
-    assert out.returncode == code and 'Traceback' not in out.stderr, out.stderr
-    return out
 
 
 def made_up(label, scale, psnr, data='DIV2K', images=100, date='2024-01-01', **options):

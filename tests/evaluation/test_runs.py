@@ -21,8 +21,9 @@ from engine.evaluation import tables
 from engine.evaluation.runs import Options, run_suite
 from engine.evaluation.suite import read_suite
 from tests.common import ROOT, small_spec
-from tests.evaluation.common import CPU, one_case, program, save_model, set5, write_suite
+from tests.evaluation.common import CPU, one_case, save_model, set5, write_suite
 from tests.image_files import folder
+from tests.programs import program
 from utils import UserError
 
 
@@ -112,8 +113,9 @@ def test_mistakes_cost_only_what_they_concern(load, tmp_path):
     norm = {'inp': {'sub': [0.4], 'div': [0.5]}, 'gt': PUBLISHED_NORM['gt']}
     texts = [save_model(tmp_path / 'good.pth'), save_model(tmp_path / 'norm.pth', data_norm=norm),
              save_model(tmp_path / 'grey.pth', grey), str(tmp_path / 'none.pth')]
-    out = program('--suite', 'benchmark', '--scales', '2', '8', '--model', *texts, '--data', str(data), '--output',
-                  str(tmp_path / 'out'), code=2)
+    out = program('test.py', '--gpu', 'cpu', '--suite', 'benchmark', '--scales', '2', '8', '--model', *texts, '--data',
+                  data, '--output', tmp_path / 'out')
+    assert out.returncode == 2 and 'Traceback' not in out.stderr, out.stderr
     failed = [line for line in out.stderr.splitlines() if line.startswith('failed: ')]
     # Set14 x2 and B100 cost every working model one line each, and a model of another kind one line in all.
     for words in (('good: Set14 x2: ', '0000.png', '60x48'), ('good: B100 x8: ', '0000.png', '8 pixels'),

@@ -4,8 +4,6 @@ import os
 import random
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -22,6 +20,7 @@ from engine.config import load_config
 from engine.evaluation.evaluate import eval_psnr
 from engine.rendering.renderer import Renderer
 from tests.common import ROOT
+from tests.programs import program
 
 
 def example(name):
@@ -143,5 +142,5 @@ def test_one_file_and_one_import_line(tmp_path):
         f.write('from . import mine\nfrom . import theirs\n')
     code = f'import models, torch; model = models.make({SPEC!r}); x = torch.zeros(2, 5, 2); ' \
            'print(tuple(model(torch.zeros(2, 3, 6, 8), x, x + 0.1).shape))'
-    result = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, text=True, capture_output=True)
+    result = program('-c', code, cwd=tmp_path)
     assert result.stdout.strip() == '(2, 5, 3)', result.stderr

@@ -1,4 +1,5 @@
 """demo.py on one image: sizes, options of rendering, what survives of a file."""
+import math
 import subprocess
 import sys
 
@@ -154,15 +155,15 @@ def test_the_precision_is_chosen_by_a_trial(tmp_path, checkpoints, monkeypatch, 
                           reference(checkpoints['liif'], PHOTO, (164, 252), precision=chosen))
 
 
-@pytest.mark.parametrize('tile', [1, 8, 30, 100])
-def test_the_estimate_knows_that_tiles_overlap(tile):
+@pytest.mark.parametrize('tile, size', [(1, (24, 40)), (8, (40, 60)), (30, (40, 60)), (100, (40, 60))])
+def test_the_estimate_knows_that_tiles_overlap(tile, size):
     model, encoded = small_model(), []
     renderer = Renderer(model, tile=tile)
     timed = pace.Pace(renderer)
     model.encoder.register_forward_pre_hook(lambda module, inputs: encoded.append(inputs[0][0, 0].numel()))
-    renderer.open(torch.rand(3, 40, 60)).render((80, 120))
+    renderer.open(torch.rand(3, *size)).render([2 * n for n in size])
     timed.encode, timed.decode = 1, 1e9
-    assert sum(encoded) == pytest.approx(timed.seconds(40 * 60, 80 * 120), rel=0.5)
+    assert sum(encoded) == pytest.approx(timed.seconds(math.prod(size), 4 * math.prod(size)), rel=0.5)
 
 
 def test_a_fixed_scale_model_at_its_scale(upscale):

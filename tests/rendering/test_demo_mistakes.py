@@ -14,6 +14,7 @@ import demo
 from engine.rendering.renderer import Renderer
 from models.lattice import FINEST
 from tests.common import ROOT
+from tests.programs import program
 from tests.rendering.common import ENVIRONMENT, PHOTO
 from utils import UserError
 
@@ -92,8 +93,7 @@ def test_mistakes_are_found_before_a_checkpoint_is_read(tmp_path, monkeypatch, c
 def test_mistakes_as_a_process(tmp_path, wrong, message):
     (tmp_path / 'text.png').write_text('no image')
     Image.fromarray(PHOTO).save(tmp_path / 'in.png')
-    done = subprocess.run([sys.executable, os.path.join(ROOT, 'demo.py'), '--input', 'in.png', '--output', 'out.png',
-                           '--gpu', 'cpu', *wrong], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    done = program('demo.py', '--input', 'in.png', '--output', 'out.png', '--gpu', 'cpu', *wrong, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
     assert message in done.stderr and not done.stdout and sorted(os.listdir(tmp_path)) == ['in.png', 'text.png']
 

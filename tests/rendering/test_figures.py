@@ -1,7 +1,6 @@
 """The scripts that make figures and animations: what is drawn is what was rendered, at the sizes asked for."""
 import os
 import re
-import subprocess
 import sys
 
 import numpy as np
@@ -15,6 +14,7 @@ from engine.rendering.figures import View, baseline, ease
 from engine.rendering.renderer import Renderer
 from tests.common import small_model
 from tests.conftest import ROOT
+from tests.programs import program
 from tests.rendering.test_api import save_small
 from utils import UserError, calc_psnr
 
@@ -243,8 +243,7 @@ def test_an_error_half_way_leaves_no_frames(files, tmp_path, monkeypatch):
 
 
 def test_programs_end_with_one_line(files, tmp_path):
-    done = subprocess.run([sys.executable, os.path.join(ROOT, 'scripts', 'zoom.py'), str(tmp_path / 'none.png'),
-                           '--output', str(tmp_path / 'a.gif')], capture_output=True, text=True)
+    done = program('scripts/zoom.py', tmp_path / 'none.png', '--output', tmp_path / 'a.gif')
     assert done.returncode == 2 and re.fullmatch(r'error: .*none\.png does not exist.*\n', done.stderr)
 
 

@@ -4,7 +4,6 @@ import os
 import shutil
 import struct
 import subprocess
-import sys
 import tracemalloc
 
 import numpy as np
@@ -17,7 +16,7 @@ from datasets.images import png_chunks
 from engine.rendering.png import write_png
 from engine.rendering.reading import EXIF_IFD, GPS_IFD, SourceImage, read_source
 from engine.rendering.writing import PIXEL_WIDTH, _bands, check_output, write_image
-from tests.common import ROOT
+from tests.programs import program
 from tests.rendering.common import CHELSEA, SRGB, copy, decode, disc, need_avif, odd_exif, png, save, whole
 from utils import UserError
 
@@ -248,8 +247,7 @@ for name, write in writers.items():
 def test_a_short_write_never_leaves_a_cut_file(tmp_path):
     """A limit on the size of files cuts writes as a full disk does."""
     pytest.importorskip('resource')
-    done = subprocess.run([sys.executable, '-c', WRITE, str(tmp_path)], capture_output=True, text=True, cwd=ROOT,
-                          timeout=120)
+    done = program('-c', WRITE, tmp_path)
     assert [line.split()[1:] for line in done.stdout.splitlines()] == [['True', 'True']] * 6, done.stdout + done.stderr
 
 

@@ -17,11 +17,7 @@ from engine.config import load_config
 from models import decode, lattice, textbook
 from tests.common import ROOT
 from tests.image_files import folder
-
-
-def run(*arguments, **options):
-    return subprocess.run([sys.executable, os.path.join(ROOT, 'benchmarks', 'run.py'), *arguments], text=True,
-                          capture_output=True, **options)
+from tests.programs import program
 
 
 def numbers(value):
@@ -181,5 +177,5 @@ def test_by_turns_leaves_the_first_round_out():
 
 
 def test_an_unknown_section_is_reported_in_one_line():
-    done = run('--only', 'decoding')
+    done = program('benchmarks/run.py', '--only', 'decoding')
     assert done.returncode == 2 and done.stderr.startswith('error: --only') and done.stderr.count('\n') == 1

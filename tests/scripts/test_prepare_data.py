@@ -3,8 +3,6 @@ import hashlib
 import io
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from PIL import Image
 
 from scripts import prepare_data
 from tests.common import ROOT
+from tests.programs import program
 from tests.scripts.common import png, tree, write_folder, write_tar, write_zip
 from utils import UserError
 
@@ -202,8 +201,7 @@ def test_sample(tmp_path):
 
 
 def test_program(tmp_path):
-    command = [sys.executable, os.path.join(ROOT, 'scripts', 'prepare_data.py'), 'div2k', '--root', str(tmp_path)]
-    run = subprocess.run([*command, '--from', str(tmp_path / 'absent.zip')], capture_output=True, text=True)
+    run = program('scripts/prepare_data.py', 'div2k', '--root', tmp_path, '--from', tmp_path / 'absent.zip')
     assert run.returncode == 2 and 'Traceback' not in run.stderr
     assert run.stderr.strip().splitlines()[-1] == f'error: there is no file or folder {tmp_path}/absent.zip'
 

@@ -14,10 +14,10 @@ from engine.evaluation.tables import paper
 from scripts import reproduce
 from tests.common import ROOT
 from tests.evaluation.common import cells_of, made_up
+from tests.programs import program
 from utils import UserError
 
 
-PROGRAM = os.path.join(ROOT, 'scripts', 'reproduce.py')
 # Cells of the tables that networks for x2, x3 and x4 fill.
 FIXED = {'EDSR-baseline': 3, 'RDN': 3}
 
@@ -33,8 +33,7 @@ def tables_in(text):
 
 
 def test_smoke_walks_all_four_tables(tmp_path):
-    out = subprocess.run([sys.executable, PROGRAM, '--smoke', '--gpu', 'cpu'], cwd=tmp_path, capture_output=True,
-                         text=True)
+    out = program('scripts/reproduce.py', '--smoke', '--gpu', 'cpu', cwd=tmp_path)
     assert out.returncode == 0, out.stderr[-2000:]
     assert os.listdir(tmp_path) == []  # it works in a folder of its own
     assert out.stdout.splitlines()[-1].startswith('smoke: every cell')

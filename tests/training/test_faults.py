@@ -24,7 +24,7 @@ from engine.training import loop, monitor
 from engine.training.run_folder import RunFolder
 from engine.training.state import State
 from tests.common import ROOT
-from tests.survival import make_images, same, tiny_config, write_config
+from tests.survival import finish, make_images, same, start, tiny_config, write_config
 from utils import UserError
 
 
@@ -193,20 +193,18 @@ def test_two_runs_of_one_name_do_not_share_a_folder():
     train('--resume')  # the lock ends with its process
 
 
-def test_a_killed_data_worker_is_named_with_the_command_that_resumes():
+def test_a_killed_data_worker_is_named_with_the_command_that_resumes(folder):
     """Without waiting for the others, and without tracebacks."""
     make_images('images', 40)
-    command = [sys.executable, f'{ROOT}/train_liif.py', *ARGUMENTS[:-1], '2', '--set', 'epoch_max=10000',
-               '--set', 'val_dataset=null']
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started = start(folder, *ARGUMENTS[:-1], '2', '--set', 'epoch_max=10000', '--set', 'val_dataset=null')
     while not (os.path.exists(f'{RUN}/log.txt') and 'epoch 1/' in log_text()):
-        assert process.poll() is None
+        assert started[0].is_alive()
         time.sleep(0.05)
     workers = [int(pid) for pid in
-               subprocess.run(['pgrep', '-P', str(process.pid)], capture_output=True, text=True).stdout.split()]
+               subprocess.run(['pgrep', '-P', str(started[0].pid)], capture_output=True, text=True).stdout.split()]
     os.kill(workers[0], signal.SIGKILL)
-    _, text = process.communicate(timeout=300)
-    assert process.returncode == 2 and 'Traceback' not in text and 'Alarm clock' not in text, text
+    code, text = finish(started)
+    assert code == 2 and 'Traceback' not in text and 'Alarm clock' not in text, text
     assert f'process {workers[0]}, which reads images, was ended by SIGKILL' in text and '--resume' in text
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from engine.rendering.renderer import Renderer
 from tests.conftest import ROOT
+from tests.programs import program
 from tests.viewer.common import PIXELS, VIEWS, ask, exact, query, serving, small_viewer
 from utils import UserError
 from viewer import images, web
@@ -303,11 +304,11 @@ def test_codes_of_few_images_are_held(served, tmp_path):
 def test_the_program(tmp_path):
     from tests.rendering.test_api import save_small
     Image.fromarray(PIXELS).save(tmp_path / 'photo.png')
-    command = [sys.executable, os.path.join(ROOT, 'scripts', 'viewer.py'), '--model', save_small(tmp_path / 'm.pth'),
-               '--gpu', 'cpu', '--port', '0']
-    done = subprocess.run([*command, str(tmp_path / 'none.png')], capture_output=True, text=True)
+    script, *flags = 'scripts/viewer.py', '--model', save_small(tmp_path / 'm.pth'), '--gpu', 'cpu', '--port', '0'
+    done = program(script, *flags, tmp_path / 'none.png')
     assert done.returncode == 2 and re.fullmatch(r'error: .*none\.png does not exist.*\n', done.stderr)
-    process = subprocess.Popen([*command, str(tmp_path / 'photo.png')], stdout=subprocess.PIPE, text=True,
+    process = subprocess.Popen([sys.executable, os.path.join(ROOT, script), *flags, str(tmp_path / 'photo.png')],
+                               stdout=subprocess.PIPE, text=True,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # shells' & ignores it
     try:
         port = int(re.match(r'http://127\.0\.0\.1:(\d+)/', process.stdout.readline()).group(1))
