@@ -10,37 +10,51 @@ import tempfile
 import torch
 
 from tests.common import ROOT
-from tests.survival import LIMIT, processes
+from tests.survival import LIMIT, look_often_for_dead_workers, processes
+
+
+OUTPUTS = 'stdout', 'stderr'
 
 
 def program(path, *arguments, cwd=ROOT):
-    """Run a program of the project, such as 'demo.py', or '-c' and code, in the folder `cwd`: a CompletedProcess with
-    texts."""
-    with tempfile.TemporaryDirectory() as folder:
-        outputs = [os.path.join(folder, name) for name in ('stdout', 'stderr')]
-        process = processes.Process(target=_child, args=(path, [str(a) for a in arguments], str(cwd), outputs))
-        process.start()
-        process.join(LIMIT)
-        hangs = process.is_alive()
-        if hangs:
-            process.kill()
-            process.join()
-        texts = []
-        for output in outputs:
-            with open(output) as f:
-                texts.append(f.read())
-    assert not hangs, f'{path} hangs: {texts}'
-    return subprocess.CompletedProcess([path, *arguments], process.exitcode, *texts)
+    """Run a program of the project, such as 'demo.py', or '-c' and code, in the folder `cwd`: as `finish`."""
+    return finish(start(path, *arguments, cwd=cwd))
+
+
+def start(path, *arguments, cwd=ROOT):
+    """The same without waiting for its end: (process, folder of its output), for `finish`."""
+    folder = tempfile.TemporaryDirectory()
+    process = processes.Process(target=_child, args=(path, [str(a) for a in arguments], str(cwd), folder.name))
+    process.start()
+    return process, folder
+
+
+def finish(started):
+    """Wait for a program's end: a CompletedProcess with texts."""
+    process, folder = started
+    process.join(LIMIT)
+    hangs = process.is_alive()
+    if hangs:
+        process.kill()
+        process.join()
+    texts = []
+    for name in OUTPUTS:
+        with open(os.path.join(folder.name, name)) as f:
+            texts.append(f.read())
+    folder.cleanup()
+    assert not hangs, f'the program hangs: {texts}'
+    return subprocess.CompletedProcess(None, process.exitcode, *texts)
 
 
 def _child(path, arguments, cwd, outputs):
     os.chdir(cwd)
-    for i, output in enumerate(outputs, 1):
-        with open(output, 'w') as f:
+    for i, name in enumerate(OUTPUTS, 1):
+        with open(os.path.join(outputs, name), 'w') as f:
             os.dup2(f.fileno(), i)
     sys.stdout, sys.stderr = (open(i, 'w', buffering=1, closefd=False) for i in (1, 2))
     multiprocessing.set_start_method('fork', force=True)  # as in a new interpreter
     torch.set_num_threads(1)
+    look_often_for_dead_workers()
     # The project's modules are found and loaded anew, as by a new interpreter.
     for name, module in list(sys.modules.items()):
         if _is_ours(getattr(module, '__file__', None) or sys.prefix):

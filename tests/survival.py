@@ -137,13 +137,17 @@ def _child(folder, arguments, kill, disk, record, output, environment, threads):
     sys.stdout, sys.stderr = (open(i, 'w', buffering=1, closefd=False) for i in (1, 2))
     multiprocessing.set_start_method('fork', force=True)  # as a program's: workers of a fork server outlive a SIGKILL
     torch.set_num_threads(threads)
-    # PyTorch looks every 5 seconds whether a data worker that it waits for is alive.
-    torch_loader._MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (0.2,)
+    look_often_for_dead_workers()
     sys.argv = ['train_liif.py', *arguments]
     watch(kill, record)
     if disk is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (disk, disk))
     run_program(lambda: train_liif.main(list(arguments)))
+
+
+def look_often_for_dead_workers():
+    """Have PyTorch look every 0.2 seconds, not every 5, whether a data worker that it waits for is alive."""
+    torch_loader._MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (0.2,)
 
 
 def watch(kill, record):

@@ -23,7 +23,7 @@ from engine.evaluation.suite import read_suite
 from tests.common import ROOT, small_spec
 from tests.evaluation.common import CPU, one_case, save_model, set5, write_suite
 from tests.image_files import folder
-from tests.programs import program
+from tests.programs import finish, program, start
 from utils import UserError
 
 
@@ -141,18 +141,18 @@ def one_image_test(folder, repeat=1, batch_size=1):
 
 def test_a_killed_data_worker_ends_in_one_line(tmp_path):
     folder(tmp_path / 'HR', ['a.png'], (40, 40))
-    command = [sys.executable, os.path.join(ROOT, 'test.py'), '--gpu', 'cpu', '--model', 'bicubic', '--workers', '2',
-               '--config', one_image_test(tmp_path, repeat=1_000_000)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started = start('test.py', '--gpu', 'cpu', '--model', 'bicubic', '--workers', '2', '--config',
+                    one_image_test(tmp_path, repeat=1_000_000))
     workers = []
     while len(workers) < 2:
-        assert process.poll() is None
+        assert started[0].is_alive()
         time.sleep(0.05)
-        workers = subprocess.run(['pgrep', '-P', str(process.pid)], capture_output=True, text=True).stdout.split()
+        workers = subprocess.run(['pgrep', '-P', str(started[0].pid)], capture_output=True, text=True).stdout.split()
     time.sleep(1)
     os.kill(int(workers[0]), signal.SIGKILL)
-    _, text = process.communicate(timeout=300)
-    assert process.returncode == 2 and text.count('\n') == 1, text
+    done = finish(started)
+    text = done.stderr
+    assert done.returncode == 2 and text.count('\n') == 1, text
     assert text.startswith(f'error: process {workers[0]}, which reads images, was ended by SIGKILL') \
         and text.endswith('use fewer workers, and start again\n')
 
