@@ -218,7 +218,8 @@ def test_formats_profile_resolution_orientation(tmp_path, upscale, checkpoints, 
     Image.fromarray(PHOTO).save(tmp_path / 'in.jpg', exif=exif, dpi=(300, 300), icc_profile=b'x' * 200, quality=100,
                                 subsampling=0)
     upright = np.rot90(pixels(tmp_path / 'in.jpg').astype(np.uint8), -1).copy()
-    output = upscale(str(tmp_path / 'in.jpg'), '--scale', '2', '--quality', '100', name=name)
+    quality = () if name == 'out.tif' else ('--quality', '100')
+    output = upscale(str(tmp_path / 'in.jpg'), '--scale', '2', *quality, name=name)
     expected = reference(checkpoints['liif'], upright, (126, 82))
     assert np.abs(pixels(output) - expected).mean() < (1.5 if name.lower().endswith(('.jpg', '.jpeg')) else 0.01)
     written = read_source(output)

