@@ -303,7 +303,8 @@ def detailed_crop(image, size, rng, candidates):
 
 
 def detail(image):
-    """Mean difference between neighbouring pixels of the green channel of uint8 (H, W, 3), over both axes."""
+    """Mean absolute difference of vertical neighbours plus that of horizontal ones: of the green channel of uint8
+    (H, W, 3), in grey levels."""
     green = image[..., 1].astype(np.int16)
     return sum(np.abs(np.diff(green, axis=axis)).mean() for axis in (0, 1))
 

@@ -10,7 +10,7 @@ import tempfile
 import torch
 
 from tests.common import ROOT
-from tests.survival import LIMIT, look_often_for_dead_workers, processes
+from tests.survival import killed_at_limit, look_often_for_dead_workers, processes
 
 
 OUTPUTS = 'stdout', 'stderr'
@@ -32,11 +32,7 @@ def start(path, *arguments, cwd=ROOT):
 def finish(started):
     """Wait for a program's end: a CompletedProcess with texts."""
     process, folder = started
-    process.join(LIMIT)
-    hangs = process.is_alive()
-    if hangs:
-        process.kill()
-        process.join()
+    hangs = killed_at_limit(process)
     texts = []
     for name in OUTPUTS:
         with open(os.path.join(folder.name, name)) as f:

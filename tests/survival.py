@@ -111,13 +111,19 @@ def start(folder, *arguments, kill=None, disk=None, record='steps.txt', environm
     return process, reader
 
 
-def finish(started):
-    process, reader = started
+def killed_at_limit(process):
+    """Wait for a process's end. One that has not ended after LIMIT seconds is killed: whether that was needed."""
     process.join(LIMIT)
     hangs = process.is_alive()
     if hangs:
         process.kill()
         process.join()
+    return hangs
+
+
+def finish(started):
+    process, reader = started
+    hangs = killed_at_limit(process)
     os.set_blocking(reader.fileno(), False)  # data workers of a killed process hold the other end for a while
     text = b''
     with contextlib.suppress(BlockingIOError):
