@@ -77,7 +77,7 @@ DataNorm = Annotated[Norm, '(v - sub) / div of pixels v in [0, 1]; null: v']
 EvalType = Annotated[str, EVAL_TYPE, 'which PSNR; null: all pixels, RGB']
 EvalBsize = Annotated[int, Integer(1), 'queries decoded at once; changes memory, not PSNR']
 Precision = Annotated[str, OneOf(*PRECISIONS), 'of the network; weights and loss: float32']
-Seed = Annotated[int, Integer(0, 2 ** 63 - 1), 'determines every random choice']
+SEED = Integer(0, 2 ** 63 - 1)
 
 
 @dataclass(kw_only=True)
@@ -97,7 +97,7 @@ class Train:
     eval_bsize: EvalBsize = None
     resume: Annotated[str, CHECKPOINT, 'continue from it; if it is missing, begin anew'] = None
     init: Annotated[str, WEIGHTS, 'start from its weights'] = None
-    seed: Seed = 0
+    seed: Annotated[int, SEED, 'determines every random choice of the training'] = 0
     precision: Precision = 'float32'
     loss: Annotated[str, OneOf(*LOSSES), "of the predicted colours; null: l1, the paper's"] = None
     grad_clip: Annotated[float, Number(0, above=True), 'largest norm of the gradient; null: no limit'] = None
@@ -112,7 +112,7 @@ class Test:
     eval_type: EvalType = None
     eval_bsize: EvalBsize = None
     precision: Precision = 'float32'
-    seed: Seed = 0
+    seed: Annotated[int, SEED, 'determines every random choice'] = 0
 
 
 KINDS = {'train': Train, 'test': Test}

@@ -142,7 +142,8 @@ def open_data(config, section, device, workers):
     """The loader of the config's `train_dataset` or `val_dataset`."""
     spec, training = config[section], section == 'train_dataset'
     data = datasets.make(spec['wrapper'], args={'dataset': datasets.make(spec['dataset'])})
-    loader = make_loader(data, spec['batch_size'], config['seed'], training, workers, device.type, distributed.rank(),
+    seed = config['seed'] if training else 0  # runs of different seeds validate on the same samples
+    loader = make_loader(data, spec['batch_size'], seed, training, workers, device.type, distributed.rank(),
                          distributed.world(), config['on_bad_image'])
     batches = f'batches of {spec["batch_size"]}' if len(data) >= spec['batch_size'] or not training else \
         f'fewer than batch_size: {spec["batch_size"]}, so all of them are a batch (repeat: makes an epoch longer)'
