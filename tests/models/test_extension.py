@@ -49,6 +49,20 @@ def extensions(tmp_path, monkeypatch):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
+@pytest.mark.parametrize('package, name', [('models', 'three-convolutions'), ('models', 'nearest-code'),
+                                           ('datasets', 'noisy-crops')])
+def test_a_file_in_the_package_and_its_import_line(tmp_path, package, name):
+    shutil.copy(os.path.join(ROOT, 'utils.py'), tmp_path)
+    for folder in ('models', 'datasets'):
+        shutil.copytree(os.path.join(ROOT, folder), tmp_path / folder, ignore=shutil.ignore_patterns('__pycache__'))
+    (tmp_path / package / 'mine.py').write_text(example(name))
+    lines = (tmp_path / package / '__init__.py').read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith('from '))
+    (tmp_path / package / '__init__.py').write_text('\n'.join([*lines[:first + 1], 'from . import mine', *lines[first + 1:]]))
+    done = program('-c', f'import {package}; print({name!r} in {package}.registry.entries)', cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, 'True\n'), done.stderr
+
+
 @pytest.fixture
 def photos(tmp_path):
     """A folder of three smooth colour images of 40x56 pixels."""
