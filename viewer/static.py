@@ -3,8 +3,8 @@
 A browser computes the lattice of viewer/lattice.py with two kinds of graph, whose inputs have fixed shapes. One encodes
 a window of the image: the codes of BLOCK x BLOCK tiles, and the halo that they see. The other decodes some rows of a
 tile's codes. It evaluates each code once, at the offsets d in (-2, 2) of half codes where the code has a weight: the
-areas of eq. 4 separate, so along an axis the weight is 1 - |d| / 2. The lattice is the sum of these contributions; no
-graph needs a gather.
+areas of eq. 4 separate, so along an axis the weight is 1 - |d| / 2. The sum of these contributions is the decoded image
+at the nodes, of which viewer/local/worker.js makes the splines; no graph needs a gather.
 """
 import hashlib
 import json
@@ -20,7 +20,7 @@ from torch import nn
 import engine
 from models import decode
 from utils import UserError, atomic_write, denormalize, normalize
-from viewer.lattice import CLIP, STEPS, TILE, is_continuous
+from viewer.lattice import CLIP, STEPS, TILE, is_continuous, to_spline
 from viewer.web import POLICY
 
 
@@ -55,7 +55,7 @@ class Encoder(nn.Module):
 
 
 class Lattice(nn.Module):
-    """Codes (R, C, D), y (R,), x (C,) -> what R rows of codes add to the lattice: ((R + 1) g, (C - 1) g + 1, 3).
+    """Codes (R, C, D), y (R,), x (C,) -> what R rows of codes add to the nodes: ((R + 1) g, (C - 1) g + 1, 3).
 
     y, x: added to a code's offsets: 0, but -2 before and +2 after the image, where its outermost codes count twice.
     Row 0 of the result lies g nodes above the first code; column 0 upon the first code.
@@ -170,7 +170,8 @@ def page_files(model, graphs, ort):
         files[os.path.basename(SAMPLE)] = f.read()
     files['about.json'] = json.dumps({
         'name': 'LIIF', 'kind': type(model).__name__, 'precision': 'float32', 'lattice': True, 'tile': TILE,
-        'steps': STEPS, 'block': BLOCK, 'rows': ROWS, 'halo': model.halo, 'sample': os.path.basename(SAMPLE)}).encode()
+        'steps': STEPS, 'splines': {steps: to_spline(steps).tolist() for steps in STEPS}, 'block': BLOCK, 'rows': ROWS,
+        'halo': model.halo, 'sample': os.path.basename(SAMPLE)}).encode()
     policy = f'<meta http-equiv="Content-Security-Policy" content="{PAGE_POLICY}">\n<title>'
     files['index.html'] = files['index.html'].replace(b'<title>', policy.encode())
     version = hashlib.sha256(b''.join(files[name] for name in sorted(files))).hexdigest()[:16]

@@ -25,8 +25,13 @@ def server(tmp_path):
 
 
 @pytest.fixture
-def page(chromium, server):
-    page = Page(chromium, server[1])
+def port(server):
+    return server[1]
+
+
+@pytest.fixture
+def page(chromium, port):
+    page = Page(chromium, port)
     yield page
     page.context.close()
     assert not page.problems

@@ -10,7 +10,7 @@ from tests.common import small_model
 from tests.viewer.common import drawing
 from utils import UserError
 from viewer import static
-from viewer.lattice import CLIP, STEPS, TILE, lattice_tile, tiles
+from viewer.lattice import CLIP, STEPS, TILE, lattice_tile, splines, tiles
 
 
 def tile_of_graphs(parts, img, row, column, steps, halo):
@@ -33,7 +33,8 @@ def tile_of_graphs(parts, img, row, column, steps, halo):
         out[first * steps:(first + rows + 1) * steps] += parts[f'lattice{steps}'][0](codes[some], y[some], x)
     pieces = (min(TILE, n + 1 - place * TILE) for n, place in ((h, row), (w, column)))
     rows, columns = (n * steps + 1 for n in pieces)
-    return out[steps:steps + rows, :columns]
+    out = splines(splines(out[steps:steps + rows, :columns].permute(2, 0, 1), steps).transpose(1, 2), steps)
+    return out.permute(2, 1, 0)
 
 
 @pytest.mark.parametrize('size, cell_decode', [((1, 1), True), ((5, 31), False), ((32, 67), True)])

@@ -81,11 +81,8 @@ def small(tmp_path_factory, runtime):
 
 
 @pytest.fixture
-def page(chromium, small):
-    page = Page(chromium, small[0])
-    yield page
-    page.context.close()
-    assert not page.problems
+def port(small):
+    return small[0]
 
 
 def shows_liif(page):

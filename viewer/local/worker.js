@@ -66,14 +66,30 @@ const tasks = {
         y: [down.beyond.slice(first, first + rows[steps]), rows[steps]], x: [across.beyond, n]});
       for (let i = 0, at = first * steps * width * 3; i < found.length; i++) sum[at + i] += found[i];
     }
-    const out = new Float32Array(down.nodes(steps) * across.nodes(steps) * 3), line = across.nodes(steps) * 3;
-    for (let y = 0; y < down.nodes(steps); y++) {
+    const high = down.nodes(steps), wide = across.nodes(steps), line = wide * 3, out = new Float32Array(high * line);
+    for (let y = 0; y < high; y++) {
       const from = (y + steps) * width * 3;
       out.set(sum.subarray(from, from + line), y * line);
+      for (let k = 0; k < 3; k++) toSplines(out, y * line + k, 3, wide, about.splines[steps]);
     }
+    for (let start = 0; start < line; start++) toSplines(out, start, line, high, about.splines[steps]);
     return [out, [out.buffer]];
   },
 };
+
+// The values at `count` nodes become coefficients of the splines of viewer/lattice.py. They are data[start], and each
+// `stride` numbers further on. Those at the ends of a piece stay as they are.
+function toSplines(data, start, stride, count, matrix) {
+  const steps = matrix.length - 1, values = [];
+  for (let first = start; first + steps * stride < start + count * stride; first += steps * stride) {
+    for (let i = 0; i <= steps; i++) values[i] = data[first + i * stride];
+    for (let i = 1; i < steps; i++) {
+      let sum = 0;
+      for (let k = 0; k <= steps; k++) sum += matrix[i][k] * values[k];
+      data[first + i * stride] = sum;
+    }
+  }
+}
 
 // The codes of a tile along an axis of n pixels. at: in its block; beyond: what is added to their offsets.
 function along(place, n) {

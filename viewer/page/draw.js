@@ -5,7 +5,7 @@
 //
 //     sum_r sum_c  wy[r] * wx[c] * texel(at + (c, r)),   r, c = 0 ... 3,
 //
-// a texel being a pixel of the source (bicubic) or a node of the lattice (LIIF). A GPU reads all 16 in one pass. Where
+// a texel being a pixel of the source (bicubic) or a coefficient of the lattice (LIIF). A GPU reads all 16 in one pass. Where
 // a CPU does its work, two passes are faster: the first sums along each row of texels into `rows`, the second down
 // these.
 
@@ -24,7 +24,7 @@ precision highp float;
 precision highp int;
 precision highp sampler2D;
 uniform sampler2D source;   // pixels of the source, from pixel \`corner\` on
-uniform sampler2D lattice;  // nodes of one tile
+uniform sampler2D lattice;  // coefficients of one tile
 uniform sampler2D rows;     // what the first pass found: a column of it is one of the screen
 uniform int firstRow;       // the row of texels that its first row stands for
 uniform float height;       // of the screen
@@ -54,10 +54,14 @@ vec4 inside(vec4 weight, int first, int n) {
   return weight / (weight.x + weight.y + weight.z + weight.w);
 }
 
-// Lagrange's cubic polynomial through the values at u = 0, 1, 2, 3:  L_m(u) = prod_{l != m} (u - l) / (m - l).
-vec4 lagrange(float u) {
-  float a = u, b = u - 1., c = u - 2., d = u - 3.;
-  return vec4(b * c * d / -6., a * c * d / 2., a * b * d / -2., a * b * c / 6.);
+// Natural cubic spline: weights of the coefficients first ... first + 3 at u in [0, steps], where it has steps + 1 of
+// them. Those beyond its ends continue the last two linearly:  c[-1] = 2 c[0] - c[1].
+vec4 spline(float u, float first) {
+  float whole = clamp(floor(u), 0., steps - 1.), f = u - whole, e = 1. - f;
+  vec4 w = vec4(e * e * e, (3. * f - 6.) * f * f + 4., (3. * e - 6.) * e * e + 4., f * f * f) / 6.;
+  if (whole < first + .5) return vec4(w.y + 2. * w.x, w.z - w.x, w.w, 0.);
+  if (whole > first + 1.5) return vec4(0., w.x, w.y - w.w, w.z + 2. * w.w);
+  return w;
 }
 
 vec4 row(sampler2D texels, ivec2 at, vec4 w) {
@@ -83,12 +87,12 @@ vec4 bicubic(vec2 p) {
 }
 
 // Piece k of the tile spans base + [k - 1/2, k + 1/2] and has nodes 0 ... steps. The decoded image s(x) of eq. 4 is
-// smooth within a piece, not across its border, so the four nearest nodes are taken from the piece itself.
+// smooth within a piece, not across its border, so each piece has a spline.
 vec4 liif(vec2 p) {
   vec2 piece = clamp(floor(p + .5), vec2(0), vec2(pieces - 1));
   vec2 t = (p + .5 - piece) * steps;
   vec2 first = clamp(floor(t) - 1., 0., steps - 3.);
-  return interpolate(lattice, ivec2(piece * steps + first), lagrange(t.x - first.x), lagrange(t.y - first.y));
+  return interpolate(lattice, ivec2(piece * steps + first), spline(t.x, first.x), spline(t.y, first.y));
 }
 
 void main() {
