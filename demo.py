@@ -15,7 +15,7 @@ import sys
 import time
 
 import engine  # noqa: F401 (before torch: how its threads wait)
-from engine.arguments import PRECISIONS, Parser, device, file_name, largest_scale, numbers, whole
+from engine.arguments import PRECISIONS, QUALITY, Parser, device, file_name, largest_scale, numbers, whole
 
 
 SLOW = 30  # seconds from which an estimate is printed before the start
@@ -58,7 +58,8 @@ def parse_arguments(argv=None):
     add('--tile', type=whole(1), metavar='N', help='encode in tiles of N source pixels; default: chosen by the memory')
     add('--gpu', type=device, help="a GPU's number, or cpu; default: the first GPU, else the CPU")
     add('--ema', action='store_true', help="use the checkpoint's averaged weights")
-    add('--quality', type=whole(1, 100), help='of JPEG, WebP and AVIF, 1 to 100 (100: lossless WebP); default: 95')
+    add('--quality', type=whole(1, 100), help='of JPEG, WebP and AVIF, 1 to 100 (100: lossless WebP); default: '
+        f'{QUALITY}')
     add('--overwrite', action='store_true', help='of several inputs, render again those written before; one input is '
         'always written to --output, also over an existing file')
     add('--insist', action='store_true', help='no limits on the pixels of source and output')
@@ -172,7 +173,7 @@ def enlarge(source, target, renderer, size_of, args):
             renderer = dataclasses.replace(renderer, decode='auto')
         done = jobs.enlarge_video(source, target, renderer, announced_size, args.region)
     else:
-        done = jobs.enlarge_image(source, target, renderer, announced_size, args.region, args.quality or 95,
+        done = jobs.enlarge_image(source, target, renderer, announced_size, args.region, args.quality or QUALITY,
                                   None if args.insist else images.MAX_PIXELS)
     path, (h, w), (rows, columns), frames = done
     seconds, times = time.time() - started, f' x {frames} frames' if frames > 1 else ''

@@ -7,6 +7,7 @@ import sys
 
 
 PRECISIONS = 'float32', 'tf32', 'bf16', 'fp16'
+QUALITY = 95  # of JPEG, WebP and AVIF, unless --quality says otherwise
 # What gives the size of an output or a part of the source: the meaning, how many numbers there may be, their type.
 SIZES = {'resolution': ('H,W or WxH in pixels', (2,), int),
          'scale': ('a factor, or two: vertical,horizontal', (1, 2), float),

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import models
 from datasets.images import FORMATS, MAX_PIXELS
+from engine.arguments import QUALITY
 from engine.rendering import video as videos
 from engine.rendering.reading import read_source, source_size
 from engine.rendering.renderer import Renderer
@@ -140,7 +141,7 @@ def check_job(source, target, size_of, max_pixels=MAX_PIXELS):
 
 # Enlarging.
 
-def enlarge_image(source, target, renderer, size_of, region=None, quality=95, max_pixels=MAX_PIXELS):
+def enlarge_image(source, target, renderer, size_of, region=None, quality=QUALITY, max_pixels=MAX_PIXELS):
     """Write an image enlarged.
 
     source: the file; target: the file to write, or a function of the size (H, W) that names it

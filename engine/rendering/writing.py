@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from PIL import Image, features
 
 from datasets.images import FORMATS
+from engine.arguments import QUALITY
 from engine.rendering.png import write_png
 from engine.rendering.reading import EXIF_IFD, RESOLUTION_UNIT, X_RESOLUTION, Y_RESOLUTION, exif_bytes, import_tifffile
 from engine.rendering.renderer import grid_axis, quantize
@@ -64,7 +65,7 @@ def check_output(path, image, size):
     return remarks
 
 
-def write_image(path, image, size, rectangles, region=None, quality=95):
+def write_image(path, image, size, rectangles, region=None, quality=QUALITY):
     """Write what a Scene renders of image.for_network(), with the metadata and channels of a SourceImage.
 
     rectangles: (top, left, RGB (3, rows, columns)) in [0, 1], as Scene.rectangles(size, region) yields them;

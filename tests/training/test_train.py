@@ -167,6 +167,12 @@ def test_a_processes_generators_follow_from_the_key():
     assert found[0] == found[1] and len({*found}) == 3
 
 
+@pytest.mark.parametrize('section, alike', [('train_dataset', False), ('val_dataset', True)])
+def test_runs_of_other_seeds_validate_on_the_same_samples(config, section, alike):
+    first, other = [next(iter(loop.open_data({**config, 'seed': seed}, section, CPU, 0))) for seed in (0, 1)]
+    assert (torch.equal(first['cell'], other['cell']) and torch.equal(first['inp'], other['inp'])) == alike
+
+
 # The schedule.
 
 def schedule(epochs, count, **config):
