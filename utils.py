@@ -20,7 +20,7 @@ import torch
 
 
 class UserError(ValueError):
-    """A mistake the user can mend. Its message says, in one line, what was found, what was wanted and what to
+    """A mistake the user can fix. Its message says, in one line, what was found, what was wanted and what to
     do; the programs print it without a traceback and exit with code 2. Control characters, which a file may hold and a
     terminal would obey, become question marks."""
 

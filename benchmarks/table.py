@@ -115,7 +115,7 @@ def lattice_summary(results, accuracy):
                   for row in results['lattice']['result']['decode']}
         loss = max(row[name]['loss'] for row in accuracy) if name in DENSITIES else 0
         rows.append([label, *times(*(faster[scale] for scale in (8, 12, 30))), f'{loss:.3f} dB'])
-    return markdown([f'decode, speed on {results["machine"]["name"]}', 'x8', 'x12', 'x30', 'loses at most'], rows)
+    return markdown([f'decode, speed on {results["machine"]["name"]}', 'x8', 'x12', 'x30', 'loss of a mean'], rows)
 
 
 TABLES = {'decode': [decode_table, limits_table], 'train': [train_table],

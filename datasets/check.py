@@ -27,7 +27,7 @@ def problems(wrapper, read=False, most=None):
 
 
 def check_headers(wrapper, on_bad_image='stop', most=10_000):
-    """The cheap check before training: what headers tell of up to `most` images (about a second). Raises UserError
+    """The cheap check before training: reads the headers of up to `most` images (about a second). Raises UserError
     naming the first bad image and their number; where they are to be skipped, returns what is wrong with them, a line
     each, and raises only when no image is left."""
     found = list(problems(wrapper, most=most))
@@ -41,7 +41,7 @@ def check_headers(wrapper, on_bad_image='stop', most=10_000):
 
 
 def check_batches(wrapper, batch_size, most=10_000):
-    """The cheap check, from what headers tell of up to `most` images, that all samples have one size if several form a
+    """The cheap check, by the headers of up to `most` images, that all samples have one size if several form a
     batch. Raises UserError naming two that differ. Passes over bad images, and wrappers without `shapes`."""
     if batch_size == 1 or not hasattr(wrapper, 'shapes'):
         return

@@ -114,8 +114,8 @@ def image_names(folder):
 
 
 def file_stamps(root, names):
-    """(n, 3) int64: size, mtime and ctime (ns) of each file, -1 for one that is missing. The ctime tells of files that
-    were replaced by others of the same size and mtime."""
+    """(n, 3) int64: size, mtime and ctime (ns) of each file, -1 for one that is missing. The ctime reveals a
+    file that was replaced by one of the same size and mtime."""
     stamps = np.full((len(names), 3), -1, dtype=np.int64)
     for i, name in enumerate(names):
         with contextlib.suppress(OSError):

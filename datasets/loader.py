@@ -199,7 +199,7 @@ class _Samples(Dataset):
 
 
 def _seeded_item(wrapper, index, rng):
-    """An item of a wrapper that draws from the global generators: these are seeded for it, and put back."""
+    """An item of a wrapper that draws from the global generators, which are seeded for it and then restored."""
     state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed = int(rng.integers(2 ** 32))
     try:

@@ -28,7 +28,7 @@ def rank():
 
 
 def is_main():
-    """Whether this process is the one that writes files and speaks for all."""
+    """Whether this process has rank 0, which writes files and logs."""
     return rank() == 0
 
 

@@ -56,7 +56,7 @@ def run_program(main):
 
 
 def explain(error):
-    """One line about an error that the user can mend; None for a bug."""
+    """One line about an error that the user can fix; None for a bug."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in DISK_FULL:

@@ -26,7 +26,7 @@ def main(argv=None):
                         help="matlab: imresize, as in the published LR_bicubic folders; pil: what LIIF trains with")
     parser.add_argument('--output', help='default: the folder with HR replaced by LR_bicubic (LR_pil for PIL)')
     parser.add_argument('--workers', type=int, help='processes; default: chosen automatically')
-    parser.add_argument('--overwrite', action='store_true', help='make again what is there')
+    parser.add_argument('--overwrite', action='store_true', help='make existing files again')
     args = parser.parse_args(argv)
 
     scales = [parse_scale(scale) for scale in args.scale]

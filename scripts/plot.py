@@ -89,7 +89,8 @@ def training_curves(folders, minutes=False):
         except OSError as error:
             raise UserError(f'{folder} has no {LOG} ({error.strerror}): give run folders, such as save/_NAME') from None
         if not epochs:
-            raise UserError(f'{os.path.join(folder, LOG)} tells of no complete epoch yet')
+            raise UserError(f'{os.path.join(folder, LOG)} has no complete epoch, expected at least one: wait for the '
+                            f'first to end')
         name = os.path.basename(os.path.normpath(folder)).lstrip('_')
         points = [(float(m.group(4)) * TIME_UNITS[m.group(5)] / 60 if minutes else epoch, m)
                   for epoch, m in sorted(epochs.items())]

@@ -35,6 +35,7 @@ from engine.evaluation.suite import locate, read_suite, scale_label
 from utils import UserError, atomic_write, counted, replace_between
 
 COMMITTED = 'weights/**/*.json', 'benchmarks/results/*.json', 'benchmarks/results/published/*.json'
+SUMMARY = 'benchmarks/results/summary/summary.json'  # of one run of the suite `summary`
 REAL = 'benchmarks/results/real/real.json'  # of photographs with degradations, which have a page
 RUNS = 'weights/*/run.json', 'benchmarks/results/budget/*/run.json'
 TRIALS = 'benchmarks/results/budget/trials/*/run.json'
@@ -266,8 +267,7 @@ def results_page(root):
 
 def summary(root, data='Set5', scales=('2', '3', '4')):
     """PSNR on one set, and the seconds it took."""
-    runs = [run for run in committed_runs(root) if run['data'] == data and run['scale'] in scales
-            and tables.is_whole(run)]
+    runs = tables.read_results(committed_files(root, SUMMARY))
     rows = []
     for label in dict.fromkeys(map(tables.label_of, runs)):
         found = {run['scale']: run for run in runs if tables.label_of(run) == label}

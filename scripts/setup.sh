@@ -30,7 +30,7 @@ find_python() {
 make_venv() {
   local python
   python=$(find_python)
-  # Debian and Ubuntu keep the part of Python that puts pip into a virtual environment in a package of its own.
+  # Debian and Ubuntu keep the part of Python that puts pip into a virtual environment in a separate package.
   "$python" -c 'import ensurepip, venv' 2> /dev/null || fail "$python lacks the venv or ensurepip module, so it" \
     "cannot make .venv: install it (Debian, Ubuntu: apt install python3-venv), or name another Python, as in" \
     "PYTHON=/usr/bin/python3.12 bash $0"
@@ -49,7 +49,7 @@ install_files() {
   [ -t 2 ] || arguments+=(--quiet)  # progress bars only where someone sees them
   echo "installing $* into .venv; PyTorch is large, so this takes minutes" >&2
   .venv/bin/python -m pip install "${arguments[@]}" >&2 || fail "pip could not install $*, for the reason above" \
-    "(the network, disk space, its settings): mend that and run this again"
+    "(the network, disk space, its settings): fix that and run this again"
   touch "$stamp"
 }
 

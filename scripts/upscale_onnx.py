@@ -91,7 +91,7 @@ def main(argv=None):
             raise ValueError(f'the output would be {width}x{height} pixels, expected at least 1 each')
         save(upscale(*load(args.graphs), image, (height, width)), alpha, args.output)
     except Exception as error:
-        # What the user can mend: files, sizes, graphs (onnxruntime's errors have no common class).
+        # What the user can fix: files, sizes, graphs (onnxruntime's errors have no common class).
         if not isinstance(error, (OSError, ValueError, OverflowError)) \
                 and not type(error).__module__.startswith('onnxruntime'):
             raise

@@ -1,7 +1,7 @@
 """A smooth zoom into an image, as a video, a GIF or PNG frames.
 
     python scripts/zoom.py photo.jpg --factor 30 --output zoom.mp4
-    python scripts/zoom.py photo.jpg --centre 210,145.5 --factor 12 --beside --size 360,640 --fps 15 --output zoom.gif
+    python scripts/zoom.py photo.jpg --centre 210,145.5 --factor 12 --side-by-side --size 360,640 --output zoom.gif
 
 The image is encoded once, and frames far beyond x4 are decoded through the lattice (models/lattice.py). The speed is
 exponential, so that it looks even, and the ends are eased.
@@ -33,8 +33,8 @@ def main(argv=None):
     parser.add_argument('--fps', type=float, default=30, help='frames a second; 30')
     parser.add_argument('--size', type=numbers('resolution'), metavar='H,W', default=(480, 640),
                         help='of a frame, in pixels; 480,640')
-    parser.add_argument('--beside', action='store_true', help='two halves that show the same place, the left one by '
-                        'bicubic interpolation')
+    parser.add_argument('--side-by-side', action='store_true', help='two halves that show the same place, the left '
+                        'one by bicubic interpolation')
     parser.add_argument('--back', action='store_true', help='zoom out again, for a GIF that loops')
     add_model_arguments(parser)
     args = parser.parse_args(argv)
@@ -46,8 +46,8 @@ def main(argv=None):
     img = to_tensor(args.image)
     centre = parse_centre(args.centre, img.shape[-2:])
     started, renderer = time.time(), renderer_of(args, decode='auto')
-    draw = Beside(renderer, img) if args.beside else View(renderer, img).render
-    path = zoom_path(img.shape[-2:], (size[0], size[1] / 2) if args.beside else size, centre, args.factor)
+    draw = SideBySide(renderer, img) if args.side_by_side else View(renderer, img).render
+    path = zoom_path(img.shape[-2:], (size[0], size[1] / 2) if args.side_by_side else size, centre, args.factor)
     steps = np.linspace(0, 1, count)
     if args.back:
         steps = 1 - abs(1 - 2 * np.arange(count) / count)  # the last frame is not the first again
@@ -93,7 +93,7 @@ def zoom_path(source, size, centre, factor):
     return region
 
 
-class Beside:
+class SideBySide:
     """Frames whose halves show the same region, the left one by bicubic interpolation and the right one by LIIF."""
 
     def __init__(self, renderer, img):

@@ -80,7 +80,7 @@ LIMIT = 300  # seconds after which a run counts as hanging
 
 
 def run(folder, *arguments, **options):
-    """train_liif.py in `folder` with these arguments, as a process of its own: (exit code, stdout and stderr).
+    """train_liif.py in `folder` with these arguments, as a separate process: (exit code, stdout and stderr).
 
     kill: (event, n), SIGKILL at the n-th `event` of EVENTS; or (event, n, signal). disk: no file may grow beyond so
     many bytes. Each step's (epoch, step, loss, rate) is appended to the file `record`.

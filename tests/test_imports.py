@@ -11,7 +11,7 @@ import pytest
 from tests.common import ROOT
 
 
-# A module may import modules of its own room and of rooms on lower levels, never upwards or across.
+# A module may import modules of the same room and of rooms on lower levels, never upwards or across.
 LEVELS = [('utils',), ('datasets', 'models'), ('engine',),
           ('engine.training', 'engine.evaluation', 'engine.rendering'),
           ('train_liif', 'test', 'demo', 'hubconf', 'scripts', 'viewer', 'benchmarks'),

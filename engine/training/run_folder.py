@@ -140,8 +140,8 @@ class RunFolder:
         return found
 
     def save(self, checkpoint, *names):
-        """Write a checkpoint under these names and, last of all, as epoch-last.pth: where that one tells of an epoch's
-        end, the others are there too."""
+        """Write a checkpoint under these names and, last of all, as epoch-last.pth: if that one marks the end of an
+        epoch, the others exist."""
         if self.is_main:
             data = to_bytes(checkpoint)
             for name in (*names, LAST):

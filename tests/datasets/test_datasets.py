@@ -79,7 +79,7 @@ def test_varied_golden(index, gt_resize):
 
 @pytest.mark.parametrize('seed', range(8))
 def test_queries_are_distinct_pixels_of_the_crop_with_the_coordinates_of_make_coord(seed):
-    image = np.arange(70 * 90, dtype=np.int64)  # every pixel has a value of its own
+    image = np.arange(70 * 90, dtype=np.int64)  # every pixel has another value
     image = np.stack([image % 251, image // 251, image * 0], axis=-1).astype(np.uint8).reshape(70, 90, 3)
     wrapper = wrap('sr-implicit-downsampled', Images(image), inp_size=9, scale_min=1, scale_max=7, augment=True,
                    sample_q=81)

@@ -264,7 +264,7 @@ def test_a_worker_that_was_not_forked_maps_the_file_again(tmp_path):
     assert_same(pickle.loads(data), images)
 
 
-def test_pairs_are_cached_each_beside_its_folder(tmp_path):
+def test_pairs_are_cached_each_next_to_its_folder(tmp_path):
     hr = folder(tmp_path / 'hr', ['a.png', 'b.png'])
     lr = folder(tmp_path / 'lr', ['ax2.png', 'bx2.png'], size=(4, 4))
     plain = make_pairs(lr, hr)

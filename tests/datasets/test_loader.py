@@ -179,7 +179,7 @@ def test_bad_files_are_skipped_the_same_way_every_time(root, tmp_path):
     reasons = [reason for batch in runs[0] for reason in batch.get('reasons', [])]
     assert len(reasons) == 9 and {reason.split('/')[-1][:5] for reason in reasons} == {'3.png', '4.png'}
     draws = [batch['coord'][i].numpy().tobytes() for batch in runs[0] for i in range(len(batch['index']))]
-    assert len(set(draws)) == 21  # a replacement has draws of its own
+    assert len(set(draws)) == 21  # a replacement has other draws
     for i in range(7):
         (tmp_path / 'a' / f'{i}.png').write_bytes(b'broken')
     with pytest.raises(UserError, match='21 images in a row cannot be used'):

@@ -39,7 +39,7 @@ NORM = {'inp': {'sub': [0.5], 'div': [0.5]}, 'gt': {'sub': [0.5], 'div': [0.5]}}
 
 @pytest.fixture
 def extensions(tmp_path, monkeypatch):
-    """Import the page's three files from a folder of their own; what they register is forgotten afterwards."""
+    """Import the page's three files from a folder outside the project; what they register is forgotten afterwards."""
     for registry in (models.registry, datasets.registry):
         monkeypatch.setattr(registry, 'entries', dict(registry.entries))
     for i, name in enumerate(('three-convolutions', 'nearest-code', 'noisy-crops')):
@@ -58,7 +58,8 @@ def test_a_file_in_the_package_and_its_import_line(tmp_path, package, name):
     (tmp_path / package / 'mine.py').write_text(example(name))
     lines = (tmp_path / package / '__init__.py').read_text().splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith('from '))
-    (tmp_path / package / '__init__.py').write_text('\n'.join([*lines[:first + 1], 'from . import mine', *lines[first + 1:]]))
+    lines.insert(first + 1, 'from . import mine')
+    (tmp_path / package / '__init__.py').write_text('\n'.join(lines))
     done = program('-c', f'import {package}; print({name!r} in {package}.registry.entries)', cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, 'True\n'), done.stderr
 

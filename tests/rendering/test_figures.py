@@ -144,9 +144,9 @@ def test_zoom_frames(files, tmp_path):
         run(zoom, files, out, '--size', '21,30', '--seconds', 1, '--fps', 5)
 
 
-def test_bicubic_beside_liif_and_back(files, tmp_path):
+def test_bicubic_and_liif_side_by_side_and_back(files, tmp_path):
     out = tmp_path / 'frames'
-    run(zoom, files, out, '--size', '60,81', '--seconds', 1, '--fps', 6, '--factor', 4, '--beside', '--back')
+    run(zoom, files, out, '--size', '60,81', '--seconds', 1, '--fps', 6, '--factor', 4, '--side-by-side', '--back')
     frames = frames_of(out)
     assert len(frames) == 6
     assert all((frames[i] == frames[-i]).all() for i in range(1, 6))
@@ -179,7 +179,7 @@ def test_growing_sizes(files, tmp_path):
     assert len(frames) == 12 and {frame.shape for frame in frames} == {(70, 100, 3)}
     assert all((frame == frames[6]).all() for frame in frames[6:])  # the last is held for half a second
     ground = np.array([0xec, 0xee, 0xf1])
-    # Beside the labels at the top: how wide the picture is in the middle row of each frame.
+    # The middle row of each frame, below the labels: how wide the image is.
     widths = [int((frame[35] != ground).any(-1).sum()) for frame in frames[:7]]
     assert widths[0] == 10 and widths[-1] == 100 and widths == sorted(widths) and len(set(widths)) == 7
     low = change_resolution.reduce(to_tensor(str(files / 'photo.png')), 20)

@@ -35,7 +35,7 @@ def tables_in(text):
 def test_smoke_walks_all_four_tables(tmp_path):
     out = program('scripts/reproduce.py', '--smoke', '--gpu', 'cpu', cwd=tmp_path)
     assert out.returncode == 0, out.stderr[-2000:]
-    assert os.listdir(tmp_path) == []  # it works in a folder of its own
+    assert os.listdir(tmp_path) == []  # it works in a separate folder
     assert out.stdout.splitlines()[-1].startswith('smoke: every cell')
     tables = tables_in(out.stdout)
     assert set(tables) == set(reproduce.TABLES)
@@ -178,7 +178,7 @@ def test_results_page_takes_the_committed_results(tmp_path):
 
 def test_summary_of_the_readme(tmp_path):
     page_with_markers(tmp_path, 'summary')
-    write_results(tmp_path / 'weights' / 'r.json', [
+    write_results(tmp_path / 'benchmarks' / 'results' / 'summary' / 'summary.json', [
         {**made_up(label, scale, psnr, data='Set5', images=5), 'seconds': 0.25} for label, scale, psnr in
         (('mine', '2', 37.5), ('mine', '3', 33.9), ('mine', '4', 31.7), ('half', '2', 36.0))])
     rows = cells_of(reproduce.write_page('summary', str(tmp_path)))[1:]

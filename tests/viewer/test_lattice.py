@@ -13,8 +13,8 @@ from viewer.lattice import CLIP, STEPS, TILE, axis_nodes, is_continuous, lattice
 
 
 def along(n, size, steps):
-    """What each of `size` pixels reads on an axis of n codes: coefficients (steps + 1, size), counted over all tiles, and
-    weights."""
+    """What each of `size` pixels reads on an axis of n codes: coefficients (steps + 1, size), counted over all tiles,
+    and weights."""
     t = ((np.arange(size) + 0.5) * n / size + 0.5)
     piece = np.clip(np.floor(t), 0, n)
     weights = spline_basis(torch.from_numpy((t - piece) * steps), steps + 1).T.numpy()
