@@ -25,7 +25,12 @@ class UserError(ValueError):
     terminal would obey, become question marks."""
 
     def __str__(self):
-        return re.sub(r'[\x00-\x09\x0b-\x1f\x7f-\x9f]', '?', super().__str__())
+        return re.sub(r'[\x00-\x1f\x7f-\x9f]', '?', super().__str__())
+
+
+def first_line(error):
+    """The first line of an exception's message, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class Registry:
@@ -133,11 +138,12 @@ def OneOf(*values):
                      lambda v: any(v == known and type(v) is type(known) for known in values), {'enum': list(values)})
 
 
-def ListOf(item, least=0, most=2 ** 31 - 1, text=''):
+def ListOf(item, least=0, most=math.inf, text=''):
     """A list of `least` to `most` values of the type `item`."""
     return ValueType(text or f'a list, each {item.text}',
                      lambda v: isinstance(v, list) and least <= len(v) <= most and all(map(item.accepts, v)),
-                     {'type': 'array', 'items': item.json, 'minItems': least, 'maxItems': most})
+                     {'type': 'array', 'items': item.json, 'minItems': least,
+                      **({'maxItems': most} if most < math.inf else {})})
 
 
 def OrNull(kind):
@@ -242,11 +248,14 @@ def resampling_taps(u, stretch, n, kernel=cubic, border='symmetric'):
 
     u: (...) positions in source pixels; stretch: source pixels per output pixel, broadcastable with u (1 and below:
     no stretching); n: source pixels. border: 'symmetric' mirrors the image at its edges (MATLAB), 'clip' leaves out
-    what is beyond them (PIL). Returns index (..., P) int64 in [0, n), weight (..., P) that sums to 1.
+    what is beyond them (PIL), and a position there takes the value at the edge. Returns index (..., P) int64 in [0, n),
+    weight (..., P) that sums to 1.
     """
     stretch = torch.as_tensor(stretch, dtype=u.dtype, device=u.device).clamp_min(1)
     half = stretch * (WIDTH[kernel] / 2)
     count = int(torch.ceil(2 * half.max())) + 1
+    if border == 'clip':
+        u = u.clamp(-0.5, n - 0.5)  # or a position outside would have no pixel
     first = torch.ceil(u - half)  # (...)
     index = first[..., None] + torch.arange(count, device=u.device, dtype=u.dtype)  # (..., P)
     weight = kernel((u[..., None] - index) / stretch[..., None])  # (..., P)
@@ -299,7 +308,7 @@ def calc_psnr(sr, hr, dataset=None, scale=1, rgb_range=1):
 
 
 class Averager:
-    """A running weighted mean: `add(value, weight)`, then `item()`; 0.0 before anything was added."""
+    """A running weighted mean: `add(value, weight)` with a weight > 0, then `item()`; 0.0 before anything was added."""
 
     def __init__(self):
         self.n = 0.0
@@ -388,8 +397,8 @@ TIME_UNITS = {'d': 86400, 'h': 3600, 'm': 60, 's': 1}  # in seconds
 
 def time_text(t):
     """t: seconds. As 5.0s, 1.5m, 2.0h or 3.2d."""
-    for unit, size in TIME_UNITS.items():
-        if t >= size or unit == 's':
+    for (unit, size), smaller in zip(TIME_UNITS.items(), [*TIME_UNITS.values(), 1][1:]):
+        if round(t / smaller, 1) * smaller >= size or unit == 's':  # 59.97 would be 60.0s
             return f'{t / size:.1f}{unit}'
 
 

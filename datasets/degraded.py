@@ -29,7 +29,8 @@ from PIL import Image
 from utils import Integer, ListOf, Number, OneOf, UserError
 
 from .datasets import register
-from .wrappers import Augment, Candidates, SampleQ, SRImplicitDownsampled, resize
+from .wrappers import (Augment, Candidates, SampleQ, ScaleMax, ScaleMin, SmallImages, SRImplicitDownsampled,
+                       resize)
 
 KERNELS = {'bicubic': Image.BICUBIC, 'bilinear': Image.BILINEAR, 'lanczos': Image.LANCZOS, 'box': Image.BOX}
 LARGEST_INTERMEDIATE = 1.5  # times the size of the input, in the first of two rounds
@@ -56,15 +57,12 @@ class SRImplicitDegraded(SRImplicitDownsampled):
 
     The arguments up to candidates are as there, but inp_size is required; each of the others is described where it
     is declared. Probabilities but clean_prob apply to the samples that do not stay clean. Raises UserError for values
-    outside of the declared ranges and for ranges that are upside down.
+    outside of the declared ranges and for reversed ranges.
     """
 
     def __init__(self, dataset, inp_size: Annotated[int, Integer(1, 2 ** 16), 'side of the input, a random crop'],
-                 scale_min: Annotated[float, Number(1, 1024), 'smallest factor by which the image is reduced'] = 1,
-                 scale_max: Annotated[float, Number(1, 1024), 'largest one, drawn uniformly; null: scale_min'] = None,
-                 augment: Augment = False, sample_q: SampleQ = None,
-                 small_images: Annotated[str, OneOf('stop', 'fit'), 'if too small: stop, or fitting scales'] = 'stop',
-                 candidates: Candidates = 1,
+                 scale_min: ScaleMin = 1, scale_max: ScaleMax = None, augment: Augment = False,
+                 sample_q: SampleQ = None, small_images: SmallImages = 'stop', candidates: Candidates = 1,
                  clean_prob: Annotated[float, PROBABILITY, 'share of inputs that are only reduced, by bicubic'] = 0.15,
                  kernels: Annotated[list, ListOf(OneOf(*KERNELS), least=1), 'to reduce with, drawn evenly'] =
                  ('bicubic', 'bilinear', 'lanczos', 'box'),

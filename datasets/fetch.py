@@ -21,7 +21,7 @@ import zlib
 
 from tqdm import tqdm
 
-from utils import UserError, atomic_write
+from utils import UserError, atomic_write, first_line
 
 
 BLOCK = 1 << 20
@@ -220,7 +220,7 @@ def _checked(path):
     except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError,
             ValueError, OverflowError, MemoryError, struct.error) as error:
         # RuntimeError: zip methods that Python does not know, and headers that nest too deep
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise error if isinstance(error, UserError) else UserError(
             f'{path} is damaged, incomplete or no zip or tar archive ({reason}): download or copy it again') from None
     except OSError as error:

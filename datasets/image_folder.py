@@ -29,7 +29,7 @@ MaxPixels = Annotated[int, OrNull(Integer(1)), 'refuse larger images; null: no l
 
 @register('image-folder', 'dataset')
 class ImageFolder(Dataset):
-    """The image files of a folder in the order of their names; hidden files and other kinds are passed over.
+    """The image files of a folder in the order of their names; hidden files and other kinds are left out.
 
     cache: 'none' decodes a file each time; 'in_memory' decodes all once and keeps the 8-bit pixels; 'bin' keeps them
     in a memory-mapped file next to the folder, which processes and later runs share. max_pixels is against files made
@@ -64,7 +64,10 @@ class ImageFolder(Dataset):
 
     def size(self, i):
         """(H, W), from the file's header or the cache. Raises BadImage."""
-        return image_size(self.path(i), self.max_pixels) if self.cached is None else self.image(i).shape[:2]
+        if isinstance(self.cached, list):
+            return self.image(i).shape[:2]
+        size = None if self.cached is None else self.cached.size(self._file(i))
+        return image_size(self.path(i), self.max_pixels) if size is None else size
 
     def path(self, i):
         return os.path.join(self.root, self.names[self._file(i)])
@@ -155,7 +158,7 @@ def check_int(name, value, optional=False):
 
 def _read_split(root, split_file, split_key):
     try:
-        with open(split_file) as f:
+        with open(split_file, encoding='utf-8') as f:
             splits = json.load(f)
         names = splits[split_key]
     except OSError as error:

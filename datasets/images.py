@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from utils import UserError
+from utils import UserError, first_line
 
 
 FORMATS = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.bmp': 'BMP', '.tif': 'TIFF', '.tiff': 'TIFF',
@@ -63,7 +63,7 @@ def read_image(path, max_pixels=MAX_PIXELS):
 
 def image_size(path, max_pixels=MAX_PIXELS):
     """(H, W) from the header alone, before EXIF orientation. Raises BadImage as `read_image` does, as far as the
-    header tells."""
+    header allows."""
     with open_header(path, max_pixels) as image:
         return image.size[1], image.size[0]
 
@@ -218,7 +218,7 @@ def _unknown(path, head):
     if not head:
         return BadImage(f'image {path} is empty (0 bytes): replace or remove it')
     if head[4:8] == b'ftyp':
-        return BadImage(f'image {path} seems to be HEIC or AVIF: install what reads it (pip install pillow-heif for '
+        return BadImage(f'image {path} seems to be HEIC or AVIF: install a reader (pip install pillow-heif for '
                         f'HEIC, Pillow 11.3 or newer for AVIF), or convert it to PNG')
     if head[:4] in (b'II*\0', b'MM\0*'):
         return BadImage(f'image {path} is damaged, or a TIFF of a kind that Pillow cannot read: convert it to PNG')
@@ -237,13 +237,13 @@ def _bad_image(path):
     except IsADirectoryError:
         raise BadImage(f'{path} is a folder, expected an image') from None
     except Exception as error:  # decoders of damaged data raise exceptions of any type
-        reason = str(error).split('\n')[0] or type(error).__name__
-        raise BadImage(f'image {path} cannot be read ({reason}): replace or remove it') from error
+        raise BadImage(f'image {path} cannot be read ({first_line(error)}): replace or remove it') from error
 
 
 def _check_length(data, height, width, pixel, interlaced):
     """Raise ValueError if a PNG's compressed data gives fewer bytes than its pixels, each of `pixel` bytes, and one for
-    the filter of each row: Pillow leaves the rest black."""
+    the filter of each row: Pillow leaves the rest black. Files of 8 bits are not checked, since that would inflate
+    them twice: their checksums tell of damage, except where the file was made wrong."""
     passes = [(-(-(height - top) // down), -(-(width - left) // right))  # (rows, columns)
               for top, left, down, right in (ADAM7 if interlaced else [(0, 0, 1, 1)])]
     size = sum(rows * (1 + columns * pixel) for rows, columns in passes if columns)

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.images import cores, image_names, image_size, in_order, read_image
+from datasets.images import cores, image_names, image_size, in_order, open_header, read_image
 from utils import UserError, atomic_write, resampling_taps
 
 
@@ -53,7 +53,7 @@ def lr_size(size, scale):
     size: (H, W); scale: a number or (vertical, horizontal). Raises UserError when nothing would be left.
     """
     scales = scale if isinstance(scale, (tuple, list)) else (scale, scale)
-    small = tuple(math.floor(n / s + 1e-9) for n, s in zip(size, scales))
+    small = tuple(math.floor(n / s + 1e-9) for n, s in zip(size, scales))  # 1e-9: 60 / 2.4 falls short of 25
     if min(small) < 1:
         raise UserError(f'an image of {size[1]}x{size[0]} pixels is too small for x{scale_name(scales)}: '
                         f'use a smaller scale or leave the image out')
@@ -181,5 +181,5 @@ def _make_lr(hr_path, lr_folder, scales, kernel, overwrite):
 def _read_pixels(path):
     """uint8 (H, W) for 8-bit grey images, whose low-resolution images stay grey, (H, W, 3) for all others."""
     img = read_image(path)
-    with Image.open(path) as image:
+    with open_header(path) as image:
         return img[..., 0] if image.mode == 'L' else img

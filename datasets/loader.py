@@ -26,7 +26,7 @@ def make_loader(wrapper, batch_size, seed, train, num_workers=None, device_type=
                 on_bad_image='stop'):
     """A DataLoader over `wrapper` whose batches are dicts of what the wrapper gives, collated, plus
         index    int64 (B,)   which samples these are, for messages (`wrapper.path(index)` is the file)
-        skipped  int64 (B,)   how many bad images were passed over for each
+        skipped  int64 (B,)   how many bad images were skipped for each
         reasons  list of str  why; only when there are any
     Iteration starts where `loader.batch_sampler.set_position(epoch, step)` says, at (0, 0) before.
 
@@ -127,7 +127,7 @@ class _Loader(DataLoader):
             signal.signal(signal.SIGCHLD, handler)
 
     def dead_worker(self, patience=0.0):
-        """What ended a worker process before its time, in a few words; None when nothing did.
+        """Why a worker process has died, in a few words; None when none has.
 
         patience: seconds to wait for one that is about to end (its connections close first).
         """
@@ -137,7 +137,7 @@ class _Loader(DataLoader):
                 if process.exitcode:
                     how = signal.Signals(-process.exitcode).name if process.exitcode < 0 else f'code {process.exitcode}'
                     return f'process {process.pid}, which reads images, was ended by {how}'
-            if time.monotonic() > deadline:
+            if not workers or time.monotonic() > deadline:
                 return None
             time.sleep(0.05)
 
@@ -153,8 +153,8 @@ class _Loader(DataLoader):
 
 @contextlib.contextmanager
 def closing_workers(loaders, remedy):
-    """Within `with`, a worker process of loaders of `make_loader` that is killed is a UserError, which ends with the
-    text `remedy`; at the end all workers have ended."""
+    """Within `with`, a killed worker process of loaders of `make_loader` raises a UserError, which ends with the text
+    `remedy`; at the end all workers have ended."""
     try:
         yield
     except (RuntimeError, OSError, EOFError) as error:  # PyTorch's, or a connection has ended
@@ -162,7 +162,7 @@ def closing_workers(loaders, remedy):
         lost = next(filter(None, (loader.dead_worker(patience) for loader in loaders)), None)
         if lost is None:
             raise
-        raise UserError(f'{lost} (the system does it when memory runs out): use fewer workers, and {remedy}') from None
+        raise UserError(f'{lost} (by the system, if memory ran out): use fewer workers, and {remedy}') from None
     finally:
         for loader in loaders:
             loader.close()

@@ -55,6 +55,11 @@ class Pack:
                               f'decoded from its file instead; delete the cache to build it anew', stacklevel=2)
         return image.reshape(h, w, 3) if h and self.state[i] == 1 else None
 
+    def size(self, i):
+        """(H, W), without a look at the pixels; None for a source that could not be decoded."""
+        h, w = self.places[i, 1:3].tolist()
+        return (h, w) if h else None
+
     def __reduce__(self):  # to a worker that was not forked: map the file again rather than send its pixels
         return open_pack, self.source
 
@@ -69,19 +74,19 @@ def open_pack(root, names, max_pixels):
     """The Pack of the files `names` of the folder `root`. Images that it lacks, or whose files have changed, are
     decoded and added first. Raises UserError when the cache cannot be written."""
     path = pack_path(root)
-    pack = _load(path, root, names, max_pixels)
-    if pack is None:
-        try:
+    try:
+        pack = _load(path, root, names, max_pixels)
+        if pack is None:
             with _lock(path) as alone:
                 pack = _load(path, root, names, max_pixels)  # another process may have been faster
                 if pack is None:
                     _build(path, root, names, max_pixels, alone)
-        except OSError as error:
-            raise UserError(f'the cache {path} cannot be written ({error.strerror or error}): make its folder writable '
-                            f'and free 3 bytes a pixel there, or use cache: in_memory or none') from error
-        pack = pack or _load(path, root, names, max_pixels)
-        if pack is None:
-            raise UserError(f'files of {root} change while the cache {path} is built: wait until they are complete')
+            pack = pack or _load(path, root, names, max_pixels)
+    except OSError as error:
+        raise UserError(f'the cache {path} cannot be read or written ({error.strerror or error}): make its folder '
+                        f'writable and free 3 bytes a pixel there, or use cache: in_memory or none') from error
+    if pack is None:
+        raise UserError(f'files of {root} change while the cache {path} is built: wait until they are complete')
     return pack
 
 

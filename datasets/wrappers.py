@@ -24,20 +24,24 @@ from utils import FLAG, Integer, Number, OneOf, UserError, axis_coord, make_coor
 from .datasets import register
 from .image_folder import check_int
 from .images import BadImage
+from .imresize import lr_size
 
 
 SMALL_IMAGES = ('stop', 'fit')
 # Arguments of several wrappers.
 InpSize = Annotated[int, Integer(1, 2 ** 16), 'side of the input, a random crop; null: the whole image']
+ScaleMin = Annotated[float, Number(1, 1024), 'smallest factor by which the image is reduced']
+ScaleMax = Annotated[float, Number(1, 1024), 'largest one, drawn uniformly; null: scale_min']
+SmallImages = Annotated[str, OneOf(*SMALL_IMAGES), 'image smaller than the largest crop: stop, or fit (smaller scales)']
 Augment = Annotated[bool, FLAG, 'random flips and transposition']
 SampleQ = Annotated[int, Integer(1), 'random pixels queried in a sample; null: all']
 Candidates = Annotated[int, Integer(1, 1000), 'random crops drawn, of which the most detailed one is kept']
 
 
 class Wrapper(Dataset):
-    """The base class. A wrapper defines `sample(index, rng)` and, from sizes alone, `check(index)`, which raises
-    BadImage for an image that `sample` would refuse, and `shapes(index)`, all the shapes (h, w, Q) that the sample can
-    have."""
+    """The base class. A wrapper defines `sample(index, rng)`, and may define, from sizes alone, `check(index)`, which
+    raises BadImage for an image that `sample` would refuse, and `shapes(index)`, all the shapes (h, w, Q) that the
+    sample can have."""
 
     def __init__(self, dataset, augment, sample_q):
         if not isinstance(augment, bool):
@@ -101,11 +105,8 @@ class SRImplicitDownsampled(Wrapper):
     """
 
     def __init__(self, dataset, inp_size: InpSize = None,
-                 scale_min: Annotated[float, Number(1, 1024), 'smallest factor by which the image is reduced'] = 1,
-                 scale_max: Annotated[float, Number(1, 1024), 'largest one, drawn uniformly; null: scale_min'] = None,
-                 augment: Augment = False, sample_q: SampleQ = None,
-                 small_images: Annotated[str, OneOf(*SMALL_IMAGES), 'if too small: stop, or fitting scales'] = 'stop',
-                 candidates: Candidates = 1):
+                 scale_min: ScaleMin = 1, scale_max: ScaleMax = None, augment: Augment = False,
+                 sample_q: SampleQ = None, small_images: SmallImages = 'stop', candidates: Candidates = 1):
         super().__init__(dataset, augment, sample_q)
         check_int('inp_size', inp_size, optional=True)
         check_int('candidates', candidates)
@@ -129,7 +130,7 @@ class SRImplicitDownsampled(Wrapper):
         largest = self._largest_scale(index, *image.shape[:2])
         s = self.scale_min + (largest - self.scale_min) * rng.random()
         if self.inp_size is None:
-            h, w, height, width = self._whole(*image.shape[:2], s)
+            (h, w), (height, width) = lr_size(image.shape[:2], s)
             self._check_queries(index, height, width)
             hr = image[:height, :width]
         else:
@@ -146,13 +147,12 @@ class SRImplicitDownsampled(Wrapper):
         height, width = self.dataset.size(index)
         self._largest_scale(index, height, width)
         if self.inp_size is None:
-            self._check_queries(index, *self._whole(height, width, self.scale_max)[2:])
+            self._check_queries(index, *lr_size((height, width), self.scale_max)[1])
 
     def shapes(self, index):
         if self.inp_size is not None:
             return self._shapes((self.inp_size,) * 2, (round(self.inp_size * self.scale_max),) * 2)
-        h, w, height, width = self._whole(*self.dataset.size(index), self.scale_max)
-        return self._shapes((h, w), (height, width), self.augment)
+        return self._shapes(*lr_size(self.dataset.size(index), self.scale_max), self.augment)
 
     def _largest_scale(self, index, height, width):
         if self.inp_size is None:
@@ -166,12 +166,6 @@ class SRImplicitDownsampled(Wrapper):
             raise BadImage(f'image {self.path(index)} is {width}x{height}, but crops have {least}x{least} '
                            f'pixels (inp_size {self.inp_size} times the scale): remove it, lower inp_size, or {remedy}')
         return max(self.scale_min, min(self.scale_max, min(height, width) / self.inp_size))
-
-    @staticmethod
-    def _whole(height, width, s):
-        """(h, w, H, W) of the input and of the cropped ground truth, for a whole image and the scale s."""
-        h, w = math.floor(height / s + 1e-9), math.floor(width / s + 1e-9)  # 1e-9: 60 / 2.4 falls short of 25
-        return h, w, round(h * s), round(w * s)
 
 
 @register('sr-implicit-paired', 'wrapper')

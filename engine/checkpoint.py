@@ -194,10 +194,14 @@ def check_structure(checkpoint, size, path):
     for name, weights in (('model', sd), ('ema', checkpoint.get('ema') or {})):
         check_weights(weights, size, f'{path}: {name}')
     check_norm(checkpoint.get('data_norm'), path)
-    for key, kind in (('epoch', int), ('optimizer', dict), ('config', dict), ('train', dict)):
+    for key, kind in (('epoch', int), ('optimizer', dict), ('config', dict), ('train', dict), ('data', dict)):
         if not isinstance(checkpoint.get(key, kind()), kind):
             raise UserError(f'{path} is another kind of checkpoint: its {key} is a '
                             f'{type(checkpoint[key]).__name__}, expected {kind.__name__}')
+    for section, files in checkpoint.get('data', {}).items():  # of datasets/check.py
+        if files and not (isinstance(files, dict) and isinstance(files.get('names'), str)
+                          and torch.is_tensor(files.get('numbers'))):
+            raise UserError(f'{path} is another kind of checkpoint: its data, {section!r}, is no list of files')
 
 
 def check_weights(weights, size, where):

@@ -63,7 +63,7 @@ def check_model(spec):
     """Compare the spec {name, args} of a checkpoint's model, of whatever role, with the schema. Raises UserError."""
     role = REGISTRIES['model'].roles.get(spec['name'], 'any')
     Checker('model').spec({'name': spec['name'], 'args': copy.deepcopy(spec.get('args'))},
-                                             'model' if role == 'any' else role, '', complete=False)
+                          'model' if role == 'any' else role, '', complete=False)
 
 
 def parse_eval_type(eval_type):
@@ -233,7 +233,7 @@ class Checker:
                 config[key] = {}
             config = config[key]
             if not isinstance(config, dict):
-                self.fail('.'.join(keys[:i + 1]), show(config), 'a mapping to go below', 'set the whole key')
+                self.fail('.'.join(keys[:i + 1]), show(config), 'a mapping', 'set the whole key')
         self.overridden.append('.'.join(keys))
         config[last] = self.plain(parse(value, f'--set {printable(path)}'), '.'.join(keys))
 
@@ -241,7 +241,7 @@ class Checker:
         """`given` checked against keys, {name: Key}, in their order, defaults filled in."""
         if not isinstance(given, dict):
             self.fail(path, show(given), f'a mapping with {", ".join(keys)}', 'write it as indented lines key: value')
-        self.known(given, keys, path, 'a key of these')
+        self.known(given, keys, path, 'one of')
         return {name: self.value(given.get(name), key, join(path, name)) for name, key in keys.items()}
 
     def known(self, given, names, path, what):
@@ -379,7 +379,7 @@ def agree_data(check, data, path, eval_type=None):
     if name in ('sr-implicit-downsampled', 'sr-implicit-degraded'):
         low, high = args['scale_min'], args['scale_max']
         if high is not None and high < low:
-            check.fail(f'{prefix}scale_max', show(high), f'at least scale_min, {low}', 'exchange or correct them')
+            check.fail(f'{prefix}scale_max', show(high), f'at least scale_min, {low}', 'swap or correct them')
         side = None if args['inp_size'] is None else round(args['inp_size'] * low)
     if name == 'sr-implicit-uniform-varied':
         low, high = args['size_min'], args['size_max'] if args['gt_resize'] is None else None
@@ -408,5 +408,4 @@ def agree_schedule(check, config):
     warmup, epochs = args.get('warmup_epochs', 0), args.get('epochs') or config['epoch_max']
     if warmup > epochs:
         check.fail('lr_scheduler.args.warmup_epochs', show(warmup), f'at most the {counted(epochs, "epoch")} of the '
-                   f'schedule',
-                   'lower it')
+                   f'schedule', 'lower it')

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from datasets.images import cores
-from utils import UserError
+from utils import UserError, first_line
 
 
 TIMEOUT = datetime.timedelta(minutes=30)
@@ -162,9 +162,7 @@ def end(processes):
 
 def resume_command():
     """The command, as text, that goes on with this run."""
+    if 'RANK' in os.environ and 'LIIF_LAUNCHER' not in os.environ:
+        return 'the same torchrun command with --resume'
     arguments = [a for a in sys.argv if a != '--overwrite']
     return shlex.join(['python', *arguments] + ([] if '--resume' in arguments else ['--resume']))
-
-
-def first_line(error):
-    return (str(error).strip() or type(error).__name__).split('\n')[0]

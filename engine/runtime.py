@@ -1,6 +1,6 @@
 """What every program needs around its work: a device and a precision, errors in one line, an orderly end on a signal.
 
-Half precision is autocast over float32 weights; coordinates and blending weights stay in float32 (models/liif.py).
+Half precision is autocast over float32 weights; coordinates and blending weights stay in float32 (models/decode.py).
 """
 import contextlib
 import ctypes
@@ -16,11 +16,12 @@ import torch
 from datasets.images import cores
 from engine import ROOT, distributed
 from engine.arguments import Parser  # noqa: F401 (programs import it from here)
-from utils import UserError, counted
+from utils import UserError, counted, first_line
 
 
 DTYPES = {'float32': torch.float32, 'tf32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNUSABLE = NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError
 
 
 def run_program(main):
@@ -62,11 +63,15 @@ def explain(error):
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f'{error.filename or "a file"} cannot be written ({os.strerror(error.errno)}): free some space, and ' \
                f'start again'
+    if isinstance(error, UNUSABLE) and error.filename:
+        return f'{error.filename} cannot be used ({error.strerror}): check the path and its permissions'
     if isinstance(error, torch.OutOfMemoryError):
-        return f'the GPU has not enough memory ({distributed.first_line(error)}): lower batch_size, sample_q or ' \
-               f'eval_bsize, or take a larger one'
+        return f'the GPU has not enough memory ({first_line(error)}): lower batch_size, sample_q or eval_bsize, ' \
+               f'or use a GPU with more memory'
+    if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+        return f'the memory is not enough ({first_line(error)}): lower batch_size, sample_q or eval_bsize'
     if distributed.lost_peer(error):
-        return f'another process of this run went away, its own message says why ({distributed.first_line(error)})'
+        return f'another process of this run has died, its own message says why ({first_line(error)})'
     return None
 
 
@@ -122,11 +127,11 @@ def named_device(name):
         return torch.device('mps')
     if number >= count:
         visible = os.environ.get('CUDA_VISIBLE_DEVICES')
-        found = f'GPUs 0 to {count - 1} are there' if count > 1 else 'only GPU 0 is there' if count else \
-            'there is no CUDA GPU'
+        found = f'found GPUs 0 to {count - 1}' if count > 1 else 'found only GPU 0' if count else \
+            'found no CUDA GPU'
         found += f' (CUDA_VISIBLE_DEVICES={visible})' if visible else ''
         remedy = 'choose one of these' if count else 'use --gpu cpu'
-        raise UserError(f'GPU {number} is not there: {found}; {remedy}')
+        raise UserError(f'GPU {number} does not exist: {found}; {remedy}')
     # Streams, events, pinned memory and NCCL use the current device unless told otherwise.
     torch.cuda.set_device(torch.device('cuda', number))
     return torch.device('cuda', number)

@@ -14,6 +14,7 @@ save 2,304 more and was measured slower: blending three channels is cheaper than
 A decoder other than a ReLU MLP gathers the unfolded features instead and runs whole.
 """
 import functools
+import itertools
 import math
 from typing import NamedTuple, Optional
 
@@ -86,9 +87,14 @@ def feature_table(model, feat, crop=(slice(None), slice(None))):
 
 # Geometry: which codes, how far, with which weight.
 
+def sides(local_ensemble):
+    """On which sides of a query the codes that it blends lie, along one axis; 0: the nearest one, whichever side."""
+    return (-1, 1) if local_ensemble else (0,)
+
+
 def corners(local_ensemble):
-    """(row side, column side) of the codes that a query blends, in the paper's order; (0, 0) is the nearest code."""
-    return [(-1, -1), (-1, 1), (1, -1), (1, 1)] if local_ensemble else [(0, 0)]
+    """(row side, column side) of the codes that a query blends, in the paper's order."""
+    return list(itertools.product(sides(local_ensemble), repeat=2))
 
 
 def nearest_code(x, n, side=0):
@@ -153,16 +159,15 @@ def on_grid(model, codes, y, x, cell, chunk=None):
     if model.imnet is None:
         grid = torch.stack(torch.meshgrid(y, x, indexing='ij'), dim=-1)  # (H, W, 2)
         return nearest_pixel(codes, grid.expand(len(codes.feat), *grid.shape))
-    sides = (-1, 1) if model.local_ensemble else (0,)
-    rows = [nearest_code(y, codes.shape[0], side) for side in sides]
-    columns = [nearest_code(x, codes.shape[1], side) for side in sides]
+    rows, columns = ([nearest_code(at, n, side) for side in sides(model.local_ensemble)]
+                     for at, n in zip((y, x), codes.shape))
     (top, left), (th, tw), b = codes.origin, codes.feat.shape[-2:], len(codes.feat)
     image = torch.arange(b, device=y.device).view(-1, 1, 1) * (th * tw)
     out = y.new_empty(b, 3, len(y), len(x))
     chunk = max(1, min(chunk // b if chunk else math.inf, queries_per_block(model, codes)))
     height, width = block_shape(len(y), len(x), chunk)
     cell = (cell * torch.tensor(codes.shape, device=y.device, dtype=y.dtype)).to(y)  # (2,), relative
-    work = workspace(model, codes.table, len(sides) ** 2 * b * height * width)
+    work = workspace(model, codes.table, len(rows) ** 2 * b * height * width)
     for r in range(0, len(y), height):
         for c in range(0, len(x), width):
             down = [(i[r:r + height].view(-1, 1) - top, d[r:r + height].view(-1, 1)) for i, d in rows]

@@ -24,7 +24,7 @@ class Interpolation(nn.Module):
     def __init__(self, kernel, border='symmetric'):
         super().__init__()
         self.kernel, self.border = kernel, border
-        self.register_buffer('place', torch.empty(0), persistent=False)  # what tells where `.to(device)` put it
+        self.register_buffer('place', torch.empty(0), persistent=False)  # moves with `.to(device)`: it tells the device
 
     def gen_feat(self, inp):
         """Keep the image, (B, C, h, w)."""
@@ -62,6 +62,7 @@ class Interpolation(nn.Module):
         return out
 
     def taps(self, coord, cell, axis, n):
+        """Along an axis (0 or 1) of n pixels, what queries coord (B, Q, 2) read: index, weight (B, Q, P)."""
         u = (coord[..., axis] + 1) * (n / 2) - 0.5  # (B, Q)
         stretch = u.new_ones(()) if cell is None else cell[..., axis] * (n / 2)
         return resampling_taps(u, stretch, n, self.kernel, self.border)
@@ -71,13 +72,15 @@ class Interpolation(nn.Module):
         return self.query_rgb(coord, cell)
 
 
+BORDERS = {'matlab': 'symmetric', 'pil': 'clip'}  # mirrored, left out
+
+
 @register('bicubic', 'interpolation')
-def bicubic(kernel: Annotated[str, OneOf('matlab', 'pil'), 'how borders are treated'] = 'matlab'):
-    """Bicubic interpolation. kernel: how borders are treated, as by 'matlab' (mirrored) or by 'pil' (left out)."""
-    borders = {'matlab': 'symmetric', 'pil': 'clip'}
-    if kernel not in borders:
-        raise UserError(f"bicubic's kernel is 'matlab' or 'pil', found {kernel!r}")
-    return Interpolation(cubic, borders[kernel])
+def bicubic(kernel: Annotated[str, OneOf(*BORDERS), 'how borders are treated'] = 'matlab'):
+    """Bicubic interpolation. kernel: whose treatment of borders, one of BORDERS."""
+    if kernel not in BORDERS:
+        raise UserError(f'kernel: found {kernel!r}, expected {" or ".join(BORDERS)}')
+    return Interpolation(cubic, BORDERS[kernel])
 
 
 @register('bilinear', 'interpolation')

@@ -83,15 +83,11 @@ def check_density(g):
         raise UserError(f'lattice: found {g!r}, expected a whole number from 1 to {FINEST} nodes')
 
 
-def sides(model):
-    return (-1, 1) if model.local_ensemble else (0,)
-
-
 def code_span(model, codes, y, x):
     """(first row, first column, end row, end column) of the codes that a grid of rows y and columns x reads."""
     ends = []
     for coord, n in ((y, codes.shape[0]), (x, codes.shape[1])):
-        found = torch.stack([decode.nearest_code(coord, n, side)[0] for side in sides(model)])
+        found = torch.stack([decode.nearest_code(coord, n, side)[0] for side in decode.sides(model.local_ensemble)])
         ends.append((int(found.min()), int(found.max()) + 1))
     (top, bottom), (left, right) = ends
     return top, left, bottom, right
@@ -167,7 +163,7 @@ def axis_weights(model, lattice, x, axis):
     """The coefficients along one axis that output coordinates x (N,) read: index (N, S * T) into the lattice's rows or
     columns, weight (N, S * T), and whether both distances vanish (N,)."""
     n, first, k, g = lattice.codes.shape[axis], lattice.span[axis], 2 * lattice.g + 1, lattice.g
-    found = [decode.nearest_code(x, n, side) for side in sides(model)]
+    found = [decode.nearest_code(x, n, side) for side in decode.sides(model.local_ensemble)]
     taps = min(TAPS, k)
     distance = torch.stack([d for _, d in found], dim=-1)  # (N, S)
     u = distance / node_spacing(model, g) + g

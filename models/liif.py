@@ -46,6 +46,7 @@ class LIIF(nn.Module):
 
     def gen_feat(self, inp):
         """inp: (B, 3, h, w), normalized. Keeps and returns the features (B, C, h, w)."""
+        self.kept = None
         self.feat = self.encoder(inp) if self.imnet is None else features(self.encoder, inp)
         return self.feat
 
@@ -63,8 +64,8 @@ class LIIF(nn.Module):
         return self.query_rgb(coord, cell)
 
     def current_codes(self):
-        """Codes of `self.feat`, kept while neither it nor the decoder changes; with gradients computed each time, so
-        that these reach the encoder and the decoder's first layer."""
+        """Codes of `self.feat`, kept until the next `gen_feat` while neither it nor the decoder changes (writes through
+        `.data` are not noticed); with gradients computed each time, so that these reach encoder and first layer."""
         if torch.is_grad_enabled():
             return self.encode_features(self.feat)
         state = [identity(t) for t in (self.feat, *(self.imnet.parameters() if self.imnet is not None else ()))]

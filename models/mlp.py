@@ -25,4 +25,4 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
 
     def forward(self, x):
-        return self.layers(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+        return self.layers(x)

@@ -25,6 +25,8 @@ class DenseConv(nn.Module):
 
 
 class ResidualDenseBlock(nn.Module):
+    """(B, channels, h, w) -> the same shape."""
+
     def __init__(self, channels, growth, n_convs, kernel_size):
         super().__init__()
         self.convs = nn.Sequential(*[DenseConv(channels + i * growth, growth, kernel_size) for i in range(n_convs)])

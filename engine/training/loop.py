@@ -150,7 +150,7 @@ def open_data(config, section, device, workers):
     log.info(f'{section}: {counted(len(data), "sample")}, {batches}, {counted(loader.num_workers, "worker")}')
     if distributed.is_main():
         for problem in check_headers(data, config['on_bad_image']):
-            log.warning(f'passed over: {problem}', extra={'once': True})
+            log.warning(f'skipped: {problem}', extra={'once': True})
         check_batches(data, spec['batch_size'])
     return loader
 

@@ -24,7 +24,7 @@ class Stopped(Exception):
 
 
 class Result(NamedTuple):
-    """What a step found. values: [loss, processes asked to stop, bad images passed over, norm of the gradient], on the
+    """What a step found. values: [loss, processes asked to stop, bad images skipped, norm of the gradient], on the
     CPU once `wait` returns; rate: the learning rate; index: of the samples."""
     values: torch.Tensor
     wait: Callable
@@ -140,4 +140,4 @@ class Monitor:
 
 def warn_of_skipped(batch):
     for reason in batch.get('reasons', ()):
-        log.warning(f'passed over: {reason}', extra={'once': True})
+        log.warning(f'skipped: {reason}', extra={'once': True})

@@ -176,7 +176,8 @@ class RunFolder:
         """{name: float (3, H, W) in [0, 1]} after an epoch; as PNG, too, where the next ones replace them."""
         if not self.is_main:
             return
-        os.makedirs(self.file(SAMPLES), exist_ok=True)
+        with self.writing(SAMPLES):
+            os.makedirs(self.file(SAMPLES), exist_ok=True)
         for name, image in images.items():
             pixels = image.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()  # (3, H, W)
             path = os.path.join(SAMPLES, name.replace('/', '-') + '.png')

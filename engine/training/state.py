@@ -27,7 +27,7 @@ class State:
     Raises UserError for a checkpoint that does not suit the config, or whose training state is not complete.
 
     epoch: the one under way, from 1; step: steps of it already made; steps: in every epoch; loss: mean over those made;
-    best: highest validation PSNR in dB, reached in best_epoch; skipped: bad images passed over; reference: PSNR on the
+    best: highest validation PSNR in dB, reached in best_epoch; skipped: bad images so far; reference: PSNR on the
     validation set of bicubic interpolation and of the model before the first step, None until measured; data: the files
     of each data set (datasets/check.py).
     """
@@ -166,6 +166,9 @@ def check_resumable(config, checkpoint, path, allowed=()):
     ends = [(c.get('lr_scheduler') or {}).get('args', {}).get('epochs', 'none') for c in (was, now)]
     if ends == [was.get('epoch_max'), None]:  # earlier versions wrote the length of a schedule out
         was['lr_scheduler'] = {**was['lr_scheduler'], 'args': {**was['lr_scheduler']['args'], 'epochs': None}}
+    unknown = [key for key in allowed if key.split('.')[0] not in now]
+    if unknown:
+        raise UserError(f'--allow-change: found {unknown[0]}, expected a key of the config')
     differences = [f'{key} is {b}, was {a}' for key, a, b in compare(was, now)
                    if key.split('.')[0] not in FREE and not any(f'{key}.'.startswith(f'{a}.') for a in allowed)]
     if differences:

@@ -186,7 +186,7 @@ def test_bad_files_are_reported_when_they_are_asked_for(tmp_path):
 def test_where_no_cache_can_be_written(tmp_path):
     root = folder(tmp_path / 'a', ['0.png'])
     (tmp_path / '_bin_a.pack').mkdir()  # nothing can take its place, whoever runs this
-    with pytest.raises(UserError, match='_bin_a.pack cannot be written.*in_memory or none'):
+    with pytest.raises(UserError, match='_bin_a.pack cannot be read or written.*in_memory or none'):
         make_folder(root, cache='bin')
     assert sorted(os.listdir(tmp_path)) == ['._bin_a.pack.lock', '_bin_a.pack', 'a']  # nothing half-written
 
@@ -262,6 +262,26 @@ def test_a_worker_that_was_not_forked_maps_the_file_again(tmp_path):
     assert len(data) < 2000
     make_folder(root, cache='bin')  # the file is another one by now
     assert_same(pickle.loads(data), images)
+
+
+def test_sizes_need_no_look_at_the_pixels(tmp_path):
+    root = folder(tmp_path / 'images', ['a.png', 'b.png'])
+    (tmp_path / 'images' / 'c.png').write_bytes(b'no image')
+    images = make_folder(root, cache='bin')
+    assert [images.size(i) for i in range(2)] == [images.image(i).shape[:2] for i in range(2)]
+    again = make_folder(root, cache='bin')
+    again.size(0)
+    assert again.cached.state[0] == 0  # not compared with its checksum
+    with pytest.raises(BadImage, match='c.png'):
+        again.size(2)
+
+
+def test_a_cache_that_cannot_be_read_is_a_line(tmp_path, monkeypatch):
+    def refuse(*arguments, **more):
+        raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr(np, 'memmap', refuse)
+    with pytest.raises(UserError, match='cannot be read or written .Permission denied'):
+        make_folder(folder(tmp_path / 'images', ['a.png']), cache='bin')
 
 
 def test_pairs_are_cached_each_next_to_its_folder(tmp_path):

@@ -44,6 +44,12 @@ def assert_equal(a, b):
         assert all(torch.equal(x[key], y[key]) for key in x if key != 'reasons')
 
 
+def test_without_workers_none_is_waited_for(root, monkeypatch):
+    loader = make_loader(make_wrapper(root), 4, 0, True, 0)
+    monkeypatch.setattr('time.sleep', lambda seconds: pytest.fail('waits for a process that is not there'))
+    assert loader.dead_worker(patience=60) is None
+
+
 def test_batches_are_compact(root):
     batch = batches(make_loader(make_wrapper(root), 4, 0, True, 0))[0]
     assert {key: (tuple(value.shape), value.dtype) for key, value in batch.items()} == {

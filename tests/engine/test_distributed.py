@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from engine import distributed
 from engine.checkpoint import load_checkpoint
 from tests.common import ROOT
 from tests.survival import (
@@ -37,6 +38,17 @@ def prepare(folder, **changes):
     os.makedirs(folder, exist_ok=True)
     write_config(f'{folder}/c.yaml', tiny_config(make_images(f'{folder}/images'), **{**SGD, **changes}))
     return str(folder)
+
+
+def test_the_command_that_resumes(monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['train_liif.py', '--config', 'c.yaml', '--overwrite'])
+    for name in ('RANK', 'LIIF_LAUNCHER'):
+        monkeypatch.delenv(name, raising=False)
+    assert distributed.resume_command() == 'python train_liif.py --config c.yaml --resume'
+    monkeypatch.setenv('RANK', '0')
+    assert distributed.resume_command() == 'the same torchrun command with --resume'
+    monkeypatch.setenv('LIIF_LAUNCHER', '7')
+    assert distributed.resume_command() == 'python train_liif.py --config c.yaml --resume'
 
 
 @pytest.fixture(scope='module')
@@ -94,7 +106,7 @@ def test_a_process_that_dies_ends_the_others(tmp_path):
     path = prepare(tmp_path, save_minutes=1e-9)
     found = run_together(path, 2, *ARGUMENTS, each={1: {'kill': ('step', 4)}})
     assert found[1][0] == -signal.SIGKILL and found[0][0] == 2, found
-    assert 'went away' in found[0][1] and 'Traceback' not in found[0][1]
+    assert 'has died' in found[0][1] and 'Traceback' not in found[0][1]
     assert good_checkpoints(path)['epoch-last.pth'] >= (0, 2)
     found = run_together(path, 2, *ARGUMENTS, '--resume')
     assert [code for code, _ in found] == [0, 0], found

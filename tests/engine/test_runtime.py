@@ -60,6 +60,16 @@ def test_programs_end_in_one_line_or_with_a_traceback(capsys):
         ends(KeyError('a bug'))
 
 
+@pytest.mark.parametrize('error, words', [
+    (NotADirectoryError(20, 'Not a directory', 'a/b'), 'a/b cannot be used (Not a directory)'),
+    (PermissionError(13, 'Permission denied', 'a'), 'a cannot be used (Permission denied)'),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 'the memory is not enough'),
+    (MemoryError(), 'the memory is not enough (MemoryError)'), (PermissionError('of a socket'), None),
+    (RuntimeError('shapes differ'), None)])
+def test_what_the_user_can_fix_is_a_line(error, words):
+    assert words is None and runtime.explain(error) is None or runtime.explain(error).startswith(words)
+
+
 def test_signals_are_remembered_and_a_second_key_press_is_obeyed():
     with runtime.StopSignals() as stop:
         assert not stop.asked()

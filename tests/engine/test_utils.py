@@ -24,6 +24,18 @@ def test_make_optimizer_by_name_and_with_its_state():
             utils.make_optimizer([p], {'name': name, 'args': {'lr': 1}})
 
 
+def test_messages_are_one_line():
+    assert str(UserError('folder a\nb: found none')) == 'folder a?b: found none'
+    assert [utils.first_line(error) for error in (ValueError('a\nb'), ValueError(), KeyError(' '))] == \
+        ['a', 'ValueError', "' '"]
+
+
+@pytest.mark.parametrize('u', [-7.0, -0.6, 4.6, 99.0])
+def test_positions_outside_of_the_image_take_the_value_at_its_edge(u):
+    taps = [utils.resampling_taps(torch.tensor([at]), 1, 5, border='clip') for at in (u, -0.5 if u < 0 else 4.5)]
+    assert all(torch.equal(a, b) for a, b in zip(*taps)) and taps[0][1].sum().item() == pytest.approx(1)
+
+
 def test_counted():
     assert [utils.counted(n, 'step') for n in (0, 1, 2, 1500, 1.5)] == ['0 steps', '1 step', '2 steps', '1,500 steps',
                                                                        '1.5 steps']
@@ -49,8 +61,8 @@ def test_timer(monkeypatch):
 
 
 def test_time_text():
-    assert [utils.time_text(t) for t in (0, 59.9, 60, 90, 3600, 86399, 86400 * 2.5)] == \
-        ['0.0s', '59.9s', '1.0m', '1.5m', '1.0h', '24.0h', '2.5d']
+    assert [utils.time_text(t) for t in (0, 59.9, 59.97, 60, 90, 3480, 3599, 86399, 86400 * 2.5)] == \
+        ['0.0s', '59.9s', '1.0m', '1.0m', '1.5m', '58.0m', '1.0h', '1.0d', '2.5d']
 
 
 def test_compute_num_params():

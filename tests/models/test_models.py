@@ -134,3 +134,8 @@ def test_published_optimizer_state_loads():
     optimizer.step()
     assert optimizer.param_groups[0]['lr'] == 5e-5
     assert all(optimizer.state[p]['step'] == 8 for p in parameters if p.requires_grad)
+
+
+def test_an_mlp_takes_no_queries_at_all():
+    mlp = models.make({'name': 'mlp', 'args': {'in_dim': 4, 'out_dim': 3, 'hidden_list': [8]}})
+    assert mlp(torch.zeros(2, 0, 4)).shape == (2, 0, 3)

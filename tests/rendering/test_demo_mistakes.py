@@ -61,7 +61,7 @@ def test_a_density_alone_selects_the_lattice(options, decode):
 
 
 @pytest.mark.parametrize('options, message', [
-    (['--gpu', '99'], 'GPU 99 is not there'), (['--precision', 'fp16'], 'fp16'),
+    (['--gpu', '99'], 'GPU 99 does not exist'), (['--precision', 'fp16'], 'fp16'),
     (['--region', '60,0,4,4'], '^--region: found 60,0,4,4, expected .*inside the image of 63x41'),
     (['--region=-1,0,4,4'], 'inside the image'),
     (['--quality', '80'], '^--quality: found no --output, expected'),
@@ -89,7 +89,7 @@ def test_mistakes_are_found_before_a_checkpoint_is_read(tmp_path, monkeypatch, c
 
 @pytest.mark.parametrize('wrong, message', [
     (['--resolution', '0,5'], "resolution: found '0,5'"), (['--region', '60,0,4,4'], 'inside the image'),
-    (['--gpu', '99'], 'GPU 99 is not there'), (['--resolution', '9,9', '--input', 'text.png'], 'text.png')])
+    (['--gpu', '99'], 'GPU 99 does not exist'), (['--resolution', '9,9', '--input', 'text.png'], 'text.png')])
 def test_mistakes_as_a_process(tmp_path, wrong, message):
     (tmp_path / 'text.png').write_text('no image')
     Image.fromarray(PHOTO).save(tmp_path / 'in.png')

@@ -225,6 +225,12 @@ def test_a_longer_run_needs_one_allowed_change(config):
             check_resumable(scheduled(8, 9), saved, 'a.pth', ['epoch_max'])
 
 
+def test_an_unknown_key_cannot_be_allowed_to_change(config):
+    saved = copy.deepcopy(State(config, CPU, 3).checkpoint())
+    with pytest.raises(UserError, match='--allow-change: found epochmax, expected a key of the config'):
+        check_resumable(config, saved, 'a.pth', ['epochmax'])
+
+
 def test_the_checkpoints_model_wins(config):
     state = State(config, CPU, 3)
     saved = copy.deepcopy(state.checkpoint())
