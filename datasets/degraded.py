@@ -66,18 +66,18 @@ class SRImplicitDegraded(SRImplicitDownsampled):
                  clean_prob: Annotated[float, PROBABILITY, 'share of inputs that are only reduced, by bicubic'] = 0.15,
                  kernels: Annotated[list, ListOf(OneOf(*KERNELS), least=1), 'to reduce with, drawn evenly'] =
                  ('bicubic', 'bilinear', 'lanczos', 'box'),
-                 second_prob: Annotated[float, PROBABILITY, 'of two rounds of blur, noise, compression'] = 0.4,
-                 blur_prob: Annotated[float, PROBABILITY, 'of a blur'] = 0.6,
-                 blur_sigma: Annotated[list, SIGMA, 'its standard deviation, in pixels of the input'] = (0.2, 1.4),
+                 second_prob: Annotated[float, PROBABILITY, 'probability of a second round of degradations'] = 0.4,
+                 blur_prob: Annotated[float, PROBABILITY, 'probability of a blur'] = 0.6,
+                 blur_sigma: Annotated[list, SIGMA, 'standard deviation of the blur, in input pixels'] = (0.2, 1.4),
                  anisotropic_prob: Annotated[float, PROBABILITY, 'share of blurs with a random direction'] = 0.4,
                  sinc_prob: Annotated[float, PROBABILITY, 'share of blurs that ring (ideal low-pass filters)'] = 0.1,
-                 noise_prob: Annotated[float, PROBABILITY, 'of noise'] = 0.5,
-                 noise_sigma: Annotated[list, LEVELS, 'its standard deviation, in grey levels of 255'] = (0.5, 12.0),
+                 noise_prob: Annotated[float, PROBABILITY, 'probability of noise'] = 0.5,
+                 noise_sigma: Annotated[list, LEVELS, 'standard deviation of the noise, in grey levels'] = (0.5, 12.0),
                  poisson_prob: Annotated[float, PROBABILITY, 'share of noise that grows with brightness'] = 0.4,
                  grey_prob: Annotated[float, PROBABILITY, 'share of noise that is equal in all channels'] = 0.4,
-                 compression_prob: Annotated[float, PROBABILITY, 'of JPEG or WebP'] = 0.9,
-                 quality: Annotated[list, QUALITY, 'of JPEG and WebP'] = (30, 95),
-                 webp_prob: Annotated[float, PROBABILITY, 'share of WebP'] = 0.1,
+                 compression_prob: Annotated[float, PROBABILITY, 'probability of JPEG or WebP'] = 0.9,
+                 quality: Annotated[list, QUALITY, 'quality of JPEG and WebP'] = (30, 95),
+                 webp_prob: Annotated[float, PROBABILITY, 'share of WebP among the compressed'] = 0.1,
                  subsampling_prob: Annotated[float, PROBABILITY, 'share of JPEG with chroma halved (4:2:0)'] = 0.7):
         own = {name: list(value) if isinstance(value, tuple) else value for name, value in locals().items()
                if name in OWN}

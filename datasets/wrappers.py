@@ -31,7 +31,7 @@ SMALL_IMAGES = ('stop', 'fit')
 # Arguments of several wrappers.
 InpSize = Annotated[int, Integer(1, 2 ** 16), 'side of the input, a random crop; null: the whole image']
 ScaleMin = Annotated[float, Number(1, 1024), 'smallest factor by which the image is reduced']
-ScaleMax = Annotated[float, Number(1, 1024), 'largest one, drawn uniformly; null: scale_min']
+ScaleMax = Annotated[float, Number(1, 1024), 'largest factor, drawn uniformly; null: scale_min']
 SmallImages = Annotated[str, OneOf(*SMALL_IMAGES), 'image smaller than the largest crop: stop, or fit (smaller scales)']
 Augment = Annotated[bool, FLAG, 'random flips and transposition']
 SampleQ = Annotated[int, Integer(1), 'random pixels queried in a sample; null: all']
@@ -234,9 +234,9 @@ class SRImplicitUniformVaried(Wrapper):
 
     def __init__(self, dataset,
                  size_min: Annotated[int, Integer(1, 2 ** 16), 'shorter side of the ground truth of the first image'],
-                 size_max: Annotated[int, Integer(1, 2 ** 16), 'of the last image; null: size_min'] = None,
+                 size_max: Annotated[int, Integer(1, 2 ** 16), 'the same of the last image; null: size_min'] = None,
                  augment: Annotated[bool, FLAG, 'random left-right flips'] = False,
-                 gt_resize: Annotated[int, Integer(1, 2 ** 16), 'then resized to it, for fixed-scale networks'] = None,
+                 gt_resize: Annotated[int, Integer(1, 2 ** 16), 'shorter side after another resizing'] = None,
                  sample_q: SampleQ = None):
         super().__init__(dataset, augment, sample_q)
         size_max = size_min if size_max is None else size_max

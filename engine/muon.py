@@ -25,11 +25,11 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, params, lr: Annotated[float, Number(0, above=True), 'learning rate of the hidden weights'],
-                 momentum: Annotated[float, Number(0, 1, below=True), 'of the hidden weights'] = 0.95,
-                 weight_decay: Annotated[float, Number(0), 'of the hidden weights, times lr'] = 0,
+                 momentum: Annotated[float, Number(0, 1, below=True), 'momentum of the hidden weights'] = 0.95,
+                 weight_decay: Annotated[float, Number(0), 'decay of the hidden weights in a step, times lr'] = 0,
                  adam_lr: Annotated[float, Number(0), 'learning rate of the other weights, by Adam'] = 1e-3,
-                 adam_betas: Annotated[list, BETAS, 'of Adam'] = (0.9, 0.99),
-                 adam_eps: Annotated[float, Number(0), 'of Adam'] = 1e-8,
+                 adam_betas: Annotated[list, BETAS, "decay of Adam's running means"] = (0.9, 0.99),
+                 adam_eps: Annotated[float, Number(0), "added to Adam's denominator"] = 1e-8,
                  iterations: Annotated[int, Integer(1, 100), 'Newton-Schulz iterations'] = 5):
         super().__init__(params, dict(lr=lr, peak_lr=lr, momentum=momentum, weight_decay=weight_decay, adam_lr=adam_lr,
                                       adam_betas=tuple(adam_betas), adam_eps=adam_eps, iterations=iterations))

@@ -11,7 +11,7 @@ from utils import FLAG, ListOf, Number, Registry, UserError
 
 optimizers, schedules = Registry('optimizer'), Registry('lr_scheduler')
 LearningRate = Annotated[float, Number(0), 'learning rate']
-WeightDecay = Annotated[float, Number(0), 'L2 penalty']
+WeightDecay = Annotated[float, Number(0), 'weight of an L2 penalty']
 optimizers.register('muon', 'optimizer')(Muon)
 CHARBONNIER = 1e-3  # errors far below it, in normalized colours, count by their square, those far above by their size
 LOSSES = {'l1': nn.L1Loss(),  # the paper's, section 4.1
@@ -29,8 +29,8 @@ def adam(params, lr: LearningRate, betas: Annotated[list, BETAS, 'decay of the r
 
 
 @optimizers.register('sgd', 'optimizer')
-def sgd(params, lr: LearningRate, momentum: Annotated[float, Number(0), 'of the running gradient'] = 0,
-        dampening: Annotated[float, Number(0), 'of the momentum'] = 0, weight_decay: WeightDecay = 0,
+def sgd(params, lr: LearningRate, momentum: Annotated[float, Number(0), 'decay of the running gradient'] = 0,
+        dampening: Annotated[float, Number(0), 'dampening of the momentum'] = 0, weight_decay: WeightDecay = 0,
         nesterov: Annotated[bool, FLAG, 'look ahead; needs a momentum, without dampening'] = False):
     return torch.optim.SGD(params, lr, momentum, dampening, weight_decay, nesterov)
 
@@ -58,7 +58,7 @@ WarmUp = Annotated[float, Number(0), 'first epochs, over which the rate grows fr
 def multi_step(base, done, steps, epoch_max, /,
                milestones: Annotated[list, ListOf(Number(0, above=True), text='a list of numbers > 0'),
                                      'epochs after which the rate is multiplied'],
-               gamma: Annotated[float, Number(0, above=True), 'by this'] = 0.1, warmup_epochs: WarmUp = 0):
+               gamma: Annotated[float, Number(0, above=True), 'factor of the rate there'] = 0.1, warmup_epochs: WarmUp = 0):
     return base * gamma ** sum(done >= milestone * steps for milestone in milestones)
 
 

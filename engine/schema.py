@@ -62,21 +62,21 @@ class ChannelNorm:
 
 @dataclass(kw_only=True)
 class Norm:
-    inp: Annotated[ChannelNorm, 'of the input image']
-    gt: Annotated[ChannelNorm, 'of the ground truth']
+    inp: Annotated[ChannelNorm, 'normalization of the input']
+    gt: Annotated[ChannelNorm, 'normalization of the ground truth and the output']
 
 
 @dataclass(kw_only=True)
 class MultiStep:
     milestones: Annotated[list, ListOf(Integer(1), text='a list of integers >= 1'),
                           'epochs after which the rate is multiplied']
-    gamma: Annotated[float, Number(0, above=True), 'by this'] = 0.1
+    gamma: Annotated[float, Number(0, above=True), 'factor of the rate at each of them'] = 0.1
 
 
 DataNorm = Annotated[Norm, '(v - sub) / div of pixels v in [0, 1]; null: v']
 EvalType = Annotated[str, EVAL_TYPE, 'which PSNR; null: all pixels, RGB']
 EvalBsize = Annotated[int, Integer(1), 'queries decoded at once; changes memory, not PSNR']
-Precision = Annotated[str, OneOf(*PRECISIONS), 'of the network; weights and loss: float32']
+Precision = Annotated[str, OneOf(*PRECISIONS), "precision of the network's arithmetic; weights and loss: float32"]
 SEED = Integer(0, 2 ** 63 - 1)
 
 
@@ -99,7 +99,7 @@ class Train:
     init: Annotated[str, WEIGHTS, 'start from its weights'] = None
     seed: Annotated[int, SEED, 'determines every random choice of the training'] = 0
     precision: Precision = 'float32'
-    loss: Annotated[str, OneOf(*LOSSES), "of the predicted colours; null: l1, the paper's"] = None
+    loss: Annotated[str, OneOf(*LOSSES), "loss of the predicted colours; null: l1, the paper's"] = None
     grad_clip: Annotated[float, Number(0, above=True), 'largest norm of the gradient; null: no limit'] = None
     ema: Annotated[float, Number(0, 1, above=True, below=True), 'decay of a mean of the weights, also saved'] = None
     on_bad_image: Annotated[str, OneOf('stop', 'skip'), 'an unreadable file: stop, or replace and count'] = 'stop'

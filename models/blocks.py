@@ -10,9 +10,9 @@ from utils import FLAG, Integer, Number, OneOf, UserError
 
 # Arguments of several encoders.
 Features = Annotated[int, Integer(1, 8192), 'features']
-Scale = Annotated[int, OneOf(1, 2, 3, 4, 8, 16, 32, 64), "of the encoder's up-sampler"]
+Scale = Annotated[int, OneOf(1, 2, 3, 4, 8, 16, 32, 64), "factor of the encoder's up-sampler"]
 NoUpsampling = Annotated[bool, FLAG, 'true: return features, for LIIF and MetaSR']
-RgbRange = Annotated[float, Number(0, above=True), 'of two unused layers that published checkpoints hold']
+RgbRange = Annotated[float, Number(0, above=True), 'range of two unused layers that published checkpoints hold']
 
 # Mean RGB of the DIV2K training images, by which the original EDSR shifts its input.
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)

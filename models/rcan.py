@@ -44,7 +44,7 @@ class RCAN(nn.Module):
     def __init__(self, n_resgroups: Annotated[int, Integer(0, 1024), 'residual groups'] = 10,
                  n_resblocks: Annotated[int, Integer(0, 1024), 'residual blocks in a group'] = 20,
                  n_feats: Features = 64,
-                 reduction: Annotated[int, Integer(1, 8192), 'of the features in the channel attention'] = 16,
+                 reduction: Annotated[int, Integer(1, 8192), 'reduction of features in the channel attention'] = 16,
                  scale: Scale = 2, no_upsampling: NoUpsampling = False, rgb_range: RgbRange = 1):
         super().__init__()
         self.no_upsampling = no_upsampling

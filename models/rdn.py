@@ -47,7 +47,7 @@ class RDN(nn.Module):
     def __init__(self, G0: Features = 64,
                  RDNkSize: Annotated[int, Integer(1, 99, odd=True), 'side of the kernels'] = 3,
                  RDNconfig: Annotated[str, OneOf(*CONFIGS), 'A: 20 blocks, 6 layers, growth 32; B: 16, 8, 64'] = 'B',
-                 scale: Annotated[int, OneOf(2, 3, 4), "of the encoder's up-sampler"] = 2,
+                 scale: Annotated[int, OneOf(2, 3, 4), "factor of the encoder's up-sampler"] = 2,
                  no_upsampling: NoUpsampling = False):
         super().__init__()
         if RDNconfig not in CONFIGS:
