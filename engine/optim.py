@@ -58,7 +58,8 @@ WarmUp = Annotated[float, Number(0), 'first epochs, over which the rate grows fr
 def multi_step(base, done, steps, epoch_max, /,
                milestones: Annotated[list, ListOf(Number(0, above=True), text='a list of numbers > 0'),
                                      'epochs after which the rate is multiplied'],
-               gamma: Annotated[float, Number(0, above=True), 'factor of the rate there'] = 0.1, warmup_epochs: WarmUp = 0):
+               gamma: Annotated[float, Number(0, above=True), 'factor of the rate at each of them'] = 0.1,
+               warmup_epochs: WarmUp = 0):
     return base * gamma ** sum(done >= milestone * steps for milestone in milestones)
 
 
