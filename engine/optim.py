@@ -60,11 +60,13 @@ def multi_step(base, done, steps, epoch_max, /,
                                      'epochs after which the rate is multiplied'],
                gamma: Annotated[float, Number(0, above=True), 'factor of the rate at each of them'] = 0.1,
                warmup_epochs: WarmUp = 0):
+    """base * gamma^k after k milestones."""
     return base * gamma ** sum(done >= milestone * steps for milestone in milestones)
 
 
 @schedules.register('cosine', 'lr_scheduler')
 def cosine(base, done, steps, epoch_max, /, epochs: Epochs = None, min_lr: MinRate = 0, warmup_epochs: WarmUp = 0):
+    """From base after the warm-up to min_lr at the end, along half a period of a cosine."""
     end, warmup = (epochs or epoch_max) * steps, warmup_epochs * steps
     progress = min(1, max(0, done - warmup) / max(1, end - warmup))
     return min_lr + (base - min_lr) * (1 + math.cos(math.pi * progress)) / 2
@@ -74,6 +76,7 @@ def cosine(base, done, steps, epoch_max, /, epochs: Epochs = None, min_lr: MinRa
 def trapezoid(base, done, steps, epoch_max, /,
               decay_epochs: Annotated[float, Number(0, above=True), 'last epochs, over which the rate falls linearly'],
               epochs: Epochs = None, min_lr: MinRate = 0, warmup_epochs: WarmUp = 0):
+    """base, then along a straight line to min_lr over the last decay_epochs."""
     left = min(1, max(0, (epochs or epoch_max) * steps - done) / (decay_epochs * steps))
     return min_lr + (base - min_lr) * left
 
