@@ -28,7 +28,7 @@ from engine.checkpoint import IDENTITY_NORM, build_model, choose_weights, model_
 from engine.config import parse_eval_type
 from engine.evaluation.evaluate import image_size, measure, predict_rgb, to_images
 from engine.evaluation.metrics import calc_ssim
-from engine.evaluation.suite import open_data
+from engine.evaluation.suite import FROM_HR, open_data
 from engine.rendering.renderer import Renderer, fixed_scale
 from engine.runtime import code_version, explain, peak_memory, reset_peak_memory
 from utils import Averager, UserError, atomic_write, counted
@@ -167,7 +167,8 @@ def make_predict(model, config, precision, options):
                                cell_clip=options.cell_clip)
 
     def predict_batch(batch):
-        check_eval_scale(batch, config['eval_type'])
+        if config['test_dataset']['wrapper']['name'] != FROM_HR:  # its scale is right, and may be fractional
+            check_eval_scale(batch, config['eval_type'])
         whole = batch['coord'] is None or config['eval_type'] is not None
         if not whole and (renderer or options.ssim or options.lpips):
             raise UserError('found queries of random pixels (sample_q), expected those of whole images, which '

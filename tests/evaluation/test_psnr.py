@@ -61,6 +61,22 @@ def test_anisotropic_scale_shaves_the_larger(load, tmp_path):
     assert run['psnr'] == pytest.approx(calc_psnr(pred[None], gt[None], 'benchmark', 4).item(), abs=1e-4)
 
 
+def test_inputs_from_hr_have_any_scale(load, tmp_path):
+    scales = ['1.1', '1.5', '2.3', '2x3.5']
+    for test in (set5([2]), {'data': 'HR', 'hr': os.path.join(load, 'benchmark', 'Set5', 'HR'), 'metric': 'div2k',
+                             'scales': [2]}):
+        suite = write_suite(tmp_path / 's.yaml', test)
+        outcome = run_suite(read_suite(suite, scales, load), ['nearest'], CPU, str(tmp_path))
+        assert not outcome.problems and [run['scale'] for run in outcome.runs] == scales
+
+
+def test_images_of_another_scale_than_that_of_eval_type_are_refused(load):
+    import test
+    with pytest.raises(UserError, match='^0000.png: found a ground truth 2 times as large .*, expected 4 times'):
+        test.main(['--config', 'configs/test/test-set5-2.yaml', '--set', 'eval_type=benchmark-4', '--model', 'nearest',
+                   '--gpu', 'cpu', '--data', load])
+
+
 def test_cell_clip_is_ltes(model, load, tmp_path):
     """Beyond the clip the decoder sees the cell of the clip: the cell times scale / clip, along each axis."""
     for scale, factor in (('8', 2.0), ('2', 1.0)):
