@@ -213,7 +213,9 @@ class Outcome(NamedTuple):
 
 def run_suite(cases, texts, device, output, options=Options(), workers=None, fresh=False):
     """Measure the models `texts` (see `open_model`) over all cases: an Outcome. What `output`/runs holds already is
-    taken from there unless `fresh`. A mistake costs the case, or the model, that it concerns."""
+    taken from there unless `fresh`. A mistake costs the case, or the model, that it concerns; but UserError is raised
+    for two models with one label."""
+    check_labels(texts, device, options.ema)
     outcome, ready = Outcome([], [], [], []), []
     for case in cases:
         try:
@@ -242,6 +244,16 @@ def run_suite(cases, texts, device, output, options=Options(), workers=None, fre
             except (UserError, torch.OutOfMemoryError) as error:
                 outcome.problems.append((label, case.name, explain(error)))
     return outcome
+
+
+def check_labels(texts, device, ema):
+    """UserError for models with one label, whose results would share a row; networks of different scales may."""
+    labels = [split_label(text)[0] for text in texts]
+    for label in dict.fromkeys(labels):
+        same = [text for text, other in zip(texts, labels) if other == label]
+        scales = [open_model(text, device, ema).scale for text in same] if len(same) > 1 else []
+        if None in scales or len({*scales}) < len(scales):
+            raise UserError(f'two models are labelled {label}: name them LABEL=MODEL')
 
 
 def one_run(candidate, case, files, device, output, options, workers, fresh):

@@ -137,10 +137,15 @@ def test_pooled_psnr_is_named(model, load, tmp_path):
 def test_a_network_of_one_scale_is_measured_there(load, tmp_path):
     spec = {'name': 'liif', 'args': {'encoder_spec': {'name': 'edsr-baseline', 'args': {
         'n_resblocks': 1, 'n_feats': 8, 'scale': 3}}}}
-    outcome = run_suite(read_suite('benchmark', ['2', '3'], load), [save_model(tmp_path / 'x3.pth', spec)], CPU,
-                        str(tmp_path))
+    cases, x3 = read_suite('benchmark', ['2', '3'], load), save_model(tmp_path / 'x3.pth', spec)
+    outcome = run_suite(cases, [x3], CPU, str(tmp_path))
     assert {run['scale'] for run in outcome.runs} == {'3'} and len(outcome.runs) == 4
     assert 'x3 enlarges by 3 alone: not Set5 x2' in outcome.left_out[0] and not outcome.problems
+    spec['args']['encoder_spec']['args']['scale'] = 2
+    texts = [f'EDSR={path}' for path in (save_model(tmp_path / 'x2.pth', spec), x3)]  # a row of both
+    assert [run['scale'] for run in run_suite(cases, texts, CPU, str(tmp_path)).runs] == ['2'] * 4 + ['3'] * 4
+    with pytest.raises(UserError, match='two models are labelled EDSR: name them LABEL=MODEL'):
+        run_suite(cases, [*texts, f'EDSR={x3}'], CPU, str(tmp_path))
 
 
 def test_tile_says_why_a_model_takes_whole_images():

@@ -130,6 +130,13 @@ def test_mistakes_cost_only_what_they_concern(load, tmp_path):
         ('good', 'Set5', '2'), ('good', 'Set5', '8'), ('good', 'Set14', '8')}
 
 
+def test_two_models_with_one_label_are_refused(model, load, tmp_path):
+    (tmp_path / 'a').mkdir()
+    other = save_model(tmp_path / 'a' / os.path.basename(model))
+    with pytest.raises(UserError, match='^two models are labelled small: name them LABEL=MODEL$'):
+        run_suite(read_suite('div2k', ['2'], load), [model, other], CPU, str(tmp_path))
+
+
 def one_image_test(folder, repeat=1, batch_size=1):
     """The path of a test config of images in a folder."""
     config = {'test_dataset': {
