@@ -11,14 +11,15 @@ from datasets.imresize import imresize, lr_size, parse_scale, scale_name, shave_
 from datasets.wrappers import Wrapper
 from engine import ROOT
 from engine.checkpoint import PUBLISHED_NORM
-from engine.config import load_config, parse_eval_type, read_yaml
+from engine.config import load_config, parse_eval_type, printable, read_yaml
 from utils import Integer, OneOf, Text, UserError, ValueType
 
 
 SUITES = os.path.join(ROOT, 'configs', 'suites')
 FROM_HR = 'from-hr'
 METRICS = ('benchmark', 'div2k', 'rgb')
-STEPS = ValueType(f'a mapping with some of {", ".join(FIXED)}', lambda v: isinstance(v, dict), {})
+STEPS = ValueType(f'a mapping with some of {", ".join(FIXED)}',
+                  lambda v: isinstance(v, dict) and v.keys() <= FIXED.keys(), {})
 KEYS = {  # of an entry, and what they may be
     'data': Text(), 'config': Text(), 'hr': Text(), 'split_file': Text(), 'split_key': Text(),
     'scales': ValueType('a list of scales', lambda v: isinstance(v, list) and v != [], {}),
@@ -82,13 +83,7 @@ def read_suite(name, scales=None, data_root=None):
         if not name.endswith(('.yaml', '.yml')):
             raise UserError(f'found the suite {name!r}, expected one of {", ".join(suite_names())}, or the path of a '
                             f'.yaml file (docs/evaluation.md)')
-    suite = read_yaml(path)
-    entries = next(iter(suite.values())) if set(suite) in ({'tests'}, {'suites'}) else None
-    if not isinstance(entries, list) or not entries:
-        raise UserError(f'{where}: found the keys {", ".join(suite) or "none"}, expected either tests: [...] or '
-                        f'suites: [...]; configs/suites has examples')
-    tests = entries if 'tests' in suite else [
-        test for part in entries for test in read_yaml(os.path.join(SUITES, f'{part}.yaml'))['tests']]
+    tests = read_tests(path, where)
     wanted = None if scales is None else [canonical_scale(scale) for scale in scales]
     cases = [case for i, test in enumerate(tests) for case in read_test(test, f'{where}: tests.{i}', wanted, data_root)]
     unknown = set(wanted or ()) - {case.scale for case in cases}
@@ -97,6 +92,19 @@ def read_suite(name, scales=None, data_root=None):
         raise UserError(f'{where}: found scale {", ".join(sorted(unknown))}, which none of its tests has, expected '
                         f'some of {listed}, or, for sets of images, any such as 2.7 or 2x3.5')
     return cases
+
+
+def read_tests(path, where, kinds=('tests', 'suites')):
+    """The entries of a suite's file; of `suites` in it, those of the suites it names, which list tests themselves."""
+    suite = read_yaml(path)
+    kind, entries = next(iter(suite.items())) if len(suite) == 1 else (None, None)
+    if kind not in kinds or not isinstance(entries, list) or not entries:
+        raise UserError(f'{where}: found the keys {", ".join(map(printable, suite)) or "none"}, expected '
+                        f'{" or ".join(kinds)}, with a list; configs/suites has examples')
+    if kind == 'tests':
+        return entries
+    return [test for name in entries
+            for test in read_tests(os.path.join(SUITES, f'{name}.yaml'), f'{where}: {printable(name)}', ('tests',))]
 
 
 def read_test(test, where, wanted, data_root):

@@ -92,7 +92,8 @@ def test_data_moves_as_a_whole(load, tmp_path):
 ENTRY = {'data': 'a', 'hr': 'b', 'metric': 'rgb', 'scales': [2]}
 
 
-@pytest.mark.parametrize('text', ['[]', 'tests: 3', 'suites: [x]\ntests: []', 'tests: []'])
+@pytest.mark.parametrize('text', ['[]', 'tests: 3', 'suites: [x]\ntests: []', 'tests: []', '1: 2', '[1]: 2',
+                                  'suites: [all]', 'suites: benchmark'])
 def test_wrong_suites_are_told_in_one_line(text, tmp_path):
     (tmp_path / 's.yaml').write_text(text)
     with pytest.raises(UserError) as error:
@@ -113,7 +114,8 @@ def test_wrong_suites_are_told_in_one_line(text, tmp_path):
     *(({**ENTRY, 'degradations': wrong}, f'tests.0.degradations{key}: found {found}, expected ')
       for wrong, key, found in ((['JPEG'], '', "['JPEG']"), ({}, '', '{}'), (None, '', 'None'),
                                 ({'JPEG': 75}, '.JPEG', '75'), ({'JPEG': {'quality': 0}}, '.JPEG.quality', '0'),
-                                ({'JPEG': {'blur': 1}}, '.JPEG.blur', '1')))])
+                                ({'JPEG': {'blur': 1}}, '.JPEG', "{'blur': 1}"),
+                                ({'JPEG': {'blur': {}}}, '.JPEG', "{'blur': {}}")))])
 def test_wrong_entries_of_suites_are_told_in_one_line(entry, words, tmp_path):
     with pytest.raises(UserError) as error:
         read_suite(write_suite(tmp_path / 's.yaml', entry))
