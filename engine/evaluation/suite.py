@@ -141,6 +141,9 @@ def check_test(test, where):
     for key, (value, kind) in found.items():
         if not kind.accepts(value):
             raise UserError(f'{where}.{key}: found {str(value)[:80]}, expected {kind.text}')
+    if len(test['scales']) > 1 and '{scale}' not in test.get('config', '{scale}'):
+        raise UserError(f'{where}.config: found {test["config"]} for {len(test["scales"])} scales, expected a path '
+                        f'with {{scale}}, or one scale')
 
 
 def config_at(test, scale, listed):
@@ -154,7 +157,7 @@ def config_at(test, scale, listed):
             config['test_dataset']['wrapper']['args']['crop'] = test['crop']
         return config
     file, listed_file = (_in_root(test['config'].replace('{scale}', s)) for s in (scale, listed[0]))
-    if scale in listed or os.path.exists(file):
+    if scale in listed or '{scale}' in test['config'] and os.path.exists(file):
         return load_config(file, kind='test', check_paths=False)
     first = load_config(listed_file, kind='test', check_paths=False)
     args = first['test_dataset']['dataset']['args']

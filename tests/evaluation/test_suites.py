@@ -70,6 +70,14 @@ def test_scales_from_hr_follow_the_rule(tmp_path):
     assert item['cell'].tolist() == [pytest.approx([2 / 59, 2 / 46])]
 
 
+def test_a_config_of_one_scale_serves_no_other(load, tmp_path):
+    test = {'data': 'Set5', 'config': 'configs/test/test-set5-2.yaml', 'scales': [2]}
+    two, three = read_suite(write_suite(tmp_path / 's.yaml', test), ['2', '3'], load)
+    assert open_data(two.config, two.dataset).sample(0, None)['inp'].shape == (3, 24, 30)  # of 48x60
+    assert open_data(three.config, three.dataset).sample(0, None)['inp'].shape == (3, 16, 20)
+    assert three.config['eval_type'] == 'benchmark-3'
+
+
 @pytest.mark.parametrize('text, expected', [('2', '2'), (2.0, '2'), ('x2.70', '2.7'), ('2,3.5', '2x3.5'), ('2x2', '2'),
                                           ('32-256', '32-256')])
 def test_scales_have_one_name(text, expected):
@@ -106,6 +114,7 @@ def test_wrong_suites_are_told_in_one_line(text, tmp_path):
     ({'data': 'a'}, "tests.0: found {'data': 'a'}, expected data, scales"),
     ({**ENTRY, 'split_key': 'mine'}, 'split_file and split_key'),
     ({'data': 'x', 'config': 'c{scale}.yaml', 'scales': [2], 'crop': 99}, 'either config: a path'),
+    ({'data': 'x', 'config': 'c-2.yaml', 'scales': [2, 3]}, 'tests.0.config: found c-2.yaml for 2 scales, expected a'),
     ({**ENTRY, 'data': 5}, 'tests.0.data: found 5, expected a text'),
     ({**ENTRY, 'metric': 'luma'}, 'tests.0.metric: found luma, expected one of benchmark, div2k, rgb'),
     ({**ENTRY, 'scales': []}, 'tests.0.scales: found [], expected a list of scales'),
