@@ -26,6 +26,7 @@ from datasets.loader import closing_workers, make_loader
 from engine import ROOT
 from engine.checkpoint import IDENTITY_NORM, build_model, choose_weights, model_path, parse_checkpoint, read_file
 from engine.config import parse_eval_type
+from engine.distributed import first_line
 from engine.evaluation.evaluate import image_size, measure, predict_rgb, to_images
 from engine.evaluation.metrics import calc_ssim
 from engine.evaluation.suite import FROM_HR, open_data
@@ -86,14 +87,18 @@ def open_model(text, device, ema=False):
 
 @torch.no_grad()
 def check_channels(model, device, path):
-    """UserError for a model that does not map RGB to RGB."""
+    """Raises UserError for a model without a decoder, and for one that does not map an RGB image (tried: 16x16) to
+    RGB."""
+    if not hasattr(model, 'query_rgb'):
+        raise UserError(f'{path}: its model, {type(model).__name__}, has no decoder to ask for any size; expected one '
+                        f'such as liif or metasr')
     coord = torch.zeros(1, 2, 2, device=device)
     try:
         model.gen_feat(torch.zeros(1, 3, 16, 16, device=device))
         channels = model.query_rgb(coord, torch.full_like(coord, 0.1)).shape[-1]
     except (RuntimeError, ValueError) as error:
         raise UserError(f'{path}: its model does not take images of three channels '
-                        f'({str(error).splitlines()[0][:150]}); expected a model of RGB images') from error
+                        f'({first_line(error)[:150]}); expected a model of RGB images') from error
     if channels != 3:
         raise UserError(f'{path}: its model gives {channels} channels, expected 3: red, green and blue')
 

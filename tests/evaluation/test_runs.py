@@ -111,8 +111,10 @@ def test_mistakes_cost_only_what_they_concern(load, tmp_path):
     grey = small_spec()
     grey['args']['imnet_spec']['args']['out_dim'] = 1
     norm = {'inp': {'sub': [0.4], 'div': [0.5]}, 'gt': PUBLISHED_NORM['gt']}
+    encoder = small_spec()['args']['encoder_spec']
     texts = [save_model(tmp_path / 'good.pth'), save_model(tmp_path / 'norm.pth', data_norm=norm),
-             save_model(tmp_path / 'grey.pth', grey), str(tmp_path / 'none.pth')]
+             save_model(tmp_path / 'grey.pth', grey), save_model(tmp_path / 'bare.pth', encoder),
+             str(tmp_path / 'none.pth')]
     out = program('test.py', '--gpu', 'cpu', '--suite', 'benchmark', '--scales', '2', '8', '--model', *texts, '--data',
                   data, '--output', tmp_path / 'out')
     assert out.returncode == 2 and 'Traceback' not in out.stderr, out.stderr
@@ -120,7 +122,7 @@ def test_mistakes_cost_only_what_they_concern(load, tmp_path):
     # Set14 x2 and B100 cost every working model one line each, and a model of another kind one line in all.
     for words in (('good: Set14 x2: ', '0000.png', '60x48'), ('good: B100 x8: ', '0000.png', '8 pixels'),
                   ('norm: Set5 x2', 'norm.pth', '0.4', 'data_norm'), ('grey: ', 'gives 1 channels', 'expected 3'),
-                  ('none: ', 'does not exist')):
+                  ('bare: ', 'its model, EDSR, has no decoder'), ('none: ', 'does not exist')):
         assert sum(all(word in line for word in words) for line in failed) == 1, (words, failed)
     assert out.stderr.splitlines()[-1].startswith('error: ')
     assert re.search(r'Urban100 x2, x8: \S+ and 1 other path do not exist\n', out.stdout)
@@ -135,6 +137,18 @@ def test_two_models_with_one_label_are_refused(model, load, tmp_path):
     other = save_model(tmp_path / 'a' / os.path.basename(model))
     with pytest.raises(UserError, match='^two models are labelled small: name them LABEL=MODEL$'):
         run_suite(read_suite('div2k', ['2'], load), [model, other], CPU, str(tmp_path))
+
+
+@pytest.mark.parametrize('message, words', [('', 'RuntimeError'), ('the first\nthe second', 'the first')])
+def test_a_model_that_fails_is_told_in_one_line(message, words):
+    class Failing(torch.nn.Module):
+        query_rgb = None
+
+        def gen_feat(self, inp):
+            raise RuntimeError(message)
+
+    with pytest.raises(UserError, match=rf'^m.pth: its model does not take images of three channels \({words}\)'):
+        engine.evaluation.runs.check_channels(Failing(), CPU, 'm.pth')
 
 
 def one_image_test(folder, repeat=1, batch_size=1):
