@@ -91,6 +91,8 @@ def test_config(args, device, options):
 
 def test_suite(args, device, options):
     output = args.output or os.path.join('out', 'results')
+    if os.path.isfile(output):
+        raise UserError(f'--output: found the file {output}, expected a folder: name another')
     cases = read_suite(args.suite, args.scales, args.data)
     outcome = run_suite(cases, args.model, device, output, options, args.workers, args.fresh)
     name = os.path.splitext(os.path.basename(args.suite))[0]

@@ -246,8 +246,11 @@ def run_suite(cases, texts, device, output, options=Options(), workers=None, fre
         for case, files in fitting:
             try:
                 outcome.runs.append(one_run(candidate, case, files, device, output, options, workers, fresh))
-            except (UserError, torch.OutOfMemoryError) as error:
-                outcome.problems.append((label, case.name, explain(error)))
+            except (UserError, RuntimeError, MemoryError) as error:  # a lack of memory is one of these
+                message = explain(error)
+                if message is None:
+                    raise
+                outcome.problems.append((label, case.name, message))
     return outcome
 
 

@@ -139,6 +139,28 @@ def test_two_models_with_one_label_are_refused(model, load, tmp_path):
         run_suite(read_suite('div2k', ['2'], load), [model, other], CPU, str(tmp_path))
 
 
+@pytest.mark.parametrize('error', [torch.OutOfMemoryError('too large'), RuntimeError("can't allocate memory"),
+                                   MemoryError()])
+def test_a_case_without_enough_memory_costs_itself_alone(error, load, tmp_path, monkeypatch):
+    real = engine.evaluation.runs.measure_case
+
+    def failing(candidate, config, *args):
+        if config['eval_type'] == 'benchmark-2':
+            raise error
+        return real(candidate, config, *args)
+
+    monkeypatch.setattr(engine.evaluation.runs, 'measure_case', failing)
+    cases = read_suite(write_suite(tmp_path / 's.yaml', set5([2, 3])), None, load)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.evaluation.runs, 'explain', lambda found: 'too little memory' if found is error else None)
+        outcome = run_suite(cases, ['nearest'], CPU, str(tmp_path))
+    assert [run['scale'] for run in outcome.runs] == ['3']
+    assert outcome.problems == [('nearest', 'Set5 x2', 'too little memory')]
+    monkeypatch.setattr(engine.evaluation.runs, 'explain', lambda found: None)  # a bug keeps its traceback
+    with pytest.raises(type(error)):
+        run_suite(cases, ['nearest'], CPU, str(tmp_path))
+
+
 @pytest.mark.parametrize('message, words', [('', 'RuntimeError'), ('the first\nthe second', 'the first')])
 def test_a_model_that_fails_is_told_in_one_line(message, words):
     class Failing(torch.nn.Module):
@@ -195,6 +217,7 @@ def test_images_of_different_size_in_a_batch_are_found_at_the_start(tmp_path, mo
     (['--suite', 'celebAHQ', '--scales', '2'], ['64-128']),
     (['--suite', 'div2k', '--scales', '64-128'], ['none of its tests', '64-128']),
     (['--suite', 'div2k'], ['nothing was measured', 'prepare_data.py']),
+    (['--suite', 'div2k', '--output', 'configs/suites/all.yaml'], ['--output: found the file configs/suites/all.yaml']),
     (['--suite', 'div2k', '--precision', 'fp16'], ['fp16', 'bf16']),
     (['--config', 'configs/test/test-set5-2.yaml', '--data', 'nowhere'], ['nowhere', '--data']),
 ])
