@@ -17,10 +17,10 @@ from engine.config import load_config
 from engine.evaluation import tables
 from engine.evaluation.evaluate import batched_predict, eval_psnr  # noqa: F401 (importable from here)
 from engine.evaluation.metrics import make_lpips
-from engine.evaluation.runs import METRICS, Options, mean_of, measure_case, open_model, run_suite
+from engine.evaluation.runs import METRICS, Options, check_precision, mean_of, measure_case, open_model, run_suite
 from engine.evaluation.suite import locate, open_data, read_suite
 from engine.rendering.renderer import DECODES
-from engine.runtime import Parser, autocast, run_program, select_device
+from engine.runtime import Parser, run_program, select_device
 from utils import UserError, counted
 
 
@@ -64,7 +64,7 @@ def main(argv=None):
             parser.error(f'{flag} goes with {"--config" if args.suite else "--suite"}')
 
     device = select_device(args.gpu)
-    autocast(device, args.precision)  # raises for a precision that the device cannot do
+    check_precision(args.precision, device)
     options = Options(args.precision, args.self_ensemble, args.tile, args.ssim,
                       make_lpips(device) if args.lpips else None, args.ema, args.cell_clip, args.decode)
     (test_suite if args.suite else test_config)(args, device, options)

@@ -31,7 +31,7 @@ from engine.evaluation.evaluate import image_size, measure, predict_rgb, to_imag
 from engine.evaluation.metrics import calc_ssim
 from engine.evaluation.suite import FROM_HR, open_data
 from engine.rendering.renderer import Renderer, fixed_scale
-from engine.runtime import code_version, explain, peak_memory, reset_peak_memory
+from engine.runtime import autocast, code_version, explain, peak_memory, reset_peak_memory
 from utils import Averager, UserError, atomic_write, counted
 
 
@@ -144,6 +144,7 @@ def measure_case(candidate, config, data, device, options=Options(), workers=Non
     check_norm(candidate, config['data_norm'])
     dataset, scale = parse_eval_type(config['eval_type'])
     precision = options.precision or config['precision']
+    check_precision(precision, device)
     batch_size = config['test_dataset']['batch_size']
     check_batches(data, batch_size)
     loader = make_loader(data, batch_size, seed=config['seed'], train=False, num_workers=workers,
@@ -160,6 +161,14 @@ def measure_case(candidate, config, data, device, options=Options(), workers=Non
                 images = (to_images(rgb, image_size(part.batch)) for rgb in (part.pred, part.batch['gt']))
                 row[name] = function(*images, dataset, scale).item()
             yield row
+
+
+def check_precision(precision, device):
+    """UserError for a precision that the device does not have; results are labelled with it. precision: as in
+    `autocast`."""
+    autocast(device, precision)
+    if precision == 'tf32' and device.type != 'cuda':
+        raise UserError(f'precision: tf32 is for CUDA GPUs, this is {device}; use float32')
 
 
 def make_predict(model, config, precision, options):

@@ -161,6 +161,13 @@ def test_a_case_without_enough_memory_costs_itself_alone(error, load, tmp_path, 
         run_suite(cases, ['nearest'], CPU, str(tmp_path))
 
 
+def test_a_config_with_tf32_is_not_measured_on_a_cpu(load):
+    import test
+    with pytest.raises(UserError, match='^precision: tf32 is for CUDA GPUs, this is cpu; use float32$'):
+        test.main(['--config', 'configs/test/test-set5-2.yaml', '--set', 'precision=tf32', '--model', 'nearest',
+                   '--gpu', 'cpu', '--data', load])
+
+
 @pytest.mark.parametrize('message, words', [('', 'RuntimeError'), ('the first\nthe second', 'the first')])
 def test_a_model_that_fails_is_told_in_one_line(message, words):
     class Failing(torch.nn.Module):
@@ -219,6 +226,7 @@ def test_images_of_different_size_in_a_batch_are_found_at_the_start(tmp_path, mo
     (['--suite', 'div2k'], ['nothing was measured', 'prepare_data.py']),
     (['--suite', 'div2k', '--output', 'configs/suites/all.yaml'], ['--output: found the file configs/suites/all.yaml']),
     (['--suite', 'div2k', '--precision', 'fp16'], ['fp16', 'bf16']),
+    (['--suite', 'div2k', '--precision', 'tf32'], ['tf32', 'this is cpu; use float32']),
     (['--config', 'configs/test/test-set5-2.yaml', '--data', 'nowhere'], ['nowhere', '--data']),
 ])
 def test_wrong_arguments_are_told_in_one_line(arguments, words, tmp_path, monkeypatch):
