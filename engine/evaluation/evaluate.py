@@ -15,7 +15,7 @@ from datasets.batch import unpack
 from engine.config import parse_eval_type
 from engine.runtime import autocast, model_device
 from models import decodes_grids
-from utils import Averager, UserError, calc_psnr, denormalize, make_coord, normalize
+from utils import Averager, UserError, axis_coord, calc_psnr, denormalize, make_coord, normalize
 
 
 class Measured(NamedTuple):
@@ -33,6 +33,7 @@ class Measured(NamedTuple):
 
     @property
     def count(self):
+        """Images in the batch."""
         return len(self.batch['inp'])
 
 
@@ -106,7 +107,7 @@ def predict(model, inp, batch, eval_bsize=None):
     if coord is None:
         h, w = batch['size'][0].tolist()
         if decodes_grids(model):
-            y, x = (make_coord((n,), device=inp.device).view(-1) for n in (h, w))
+            y, x = (axis_coord(n, device=inp.device) for n in (h, w))
             rgb = model.decode_grid(model.encode(inp), y, x, cell[0, 0], chunk=eval_bsize)  # (B, 3, H, W)
             return rgb.flatten(2).transpose(1, 2)  # (B, H * W, 3)
         coord = make_coord((h, w), device=inp.device).expand(len(inp), h * w, 2)

@@ -1,8 +1,8 @@
 """Suites measured, and results that are kept.
 
 `measure_case` measures a model on one test, for `test.py --config` and suites alike; `run_suite` measures all models on
-all cases. Each result is a file in <output>/runs, named by a hash of all it depends on, so that a suite that is started
-again measures only what is missing.
+all cases. Each result is a file in <output>/runs, named by a hash of model, data and options, so that a suite that is
+started again measures only what is missing; use --fresh after the code or the machine has changed.
 """
 import contextlib
 import datetime
@@ -103,8 +103,8 @@ def check_channels(model, device, path):
         raise UserError(f'{path}: its model gives {channels} channels, expected 3: red, green and blue')
 
 
-def check_norm(candidate, data_norm):
-    """UserError when the checkpoint was trained with another normalization than the test config has."""
+def check_same_norm(candidate, data_norm):
+    """Raises UserError when the checkpoint was trained with another normalization than the test config has."""
     trained, tested = (norm_text(norm or IDENTITY_NORM) for norm in (candidate.norm, data_norm))
     if candidate.norm is not None and trained != tested:
         raise UserError(f'the test has data_norm {tested}, expected that of {candidate.about["file"]}, {trained}: use '
@@ -141,7 +141,7 @@ class Options(NamedTuple):
 def measure_case(candidate, config, data, device, options=Options(), workers=None):
     """Yield a dict for each batch of a test: image (file names), count, psnr in dB (pooled over the batch), seconds;
     ssim and lpips when asked for. Raises UserError, naming the image, for one that cannot be measured."""
-    check_norm(candidate, config['data_norm'])
+    check_same_norm(candidate, config['data_norm'])
     dataset, scale = parse_eval_type(config['eval_type'])
     precision = options.precision or config['precision']
     check_precision(precision, device)
@@ -164,7 +164,7 @@ def measure_case(candidate, config, data, device, options=Options(), workers=Non
 
 
 def check_precision(precision, device):
-    """UserError for a precision that the device does not have; results are labelled with it. precision: as in
+    """Raises UserError for a precision that the device does not have; results are labelled with it. precision: as in
     `autocast`."""
     autocast(device, precision)
     if precision == 'tf32' and device.type != 'cuda':
@@ -196,7 +196,8 @@ def make_predict(model, config, precision, options):
 
 
 def check_eval_scale(batch, eval_type):
-    """UserError for images of another scale than `eval_type` names, whose wrong shave would go unnoticed."""
+    """Raises UserError for a ground truth whose height and width, in multiples of the input's, both differ by more than
+    0.1 + 10% from the scale that `eval_type` names: the wrong shave would go unnoticed."""
     if eval_type is None or batch['size'] is None:
         return
     expected = float(eval_type.split('-')[1])
@@ -264,7 +265,7 @@ def run_suite(cases, texts, device, output, options=Options(), workers=None, fre
 
 
 def check_labels(texts, device, ema):
-    """UserError for models with one label, whose results would share a row; networks of different scales may."""
+    """Raises UserError for models with one label, whose results would share a row; networks of different scales may."""
     labels = [split_label(text)[0] for text in texts]
     for label in dict.fromkeys(labels):
         same = [text for text, other in zip(texts, labels) if other == label]

@@ -17,13 +17,13 @@ from utils import Integer, OneOf, Text, UserError, ValueType
 
 SUITES = os.path.join(ROOT, 'configs', 'suites')
 FROM_HR = 'from-hr'
-METRICS = ('benchmark', 'div2k', 'rgb')
+RULES = ('benchmark', 'div2k', 'rgb')  # how PSNR is measured
 STEPS = ValueType(f'a mapping with some of {", ".join(FIXED)}',
                   lambda v: isinstance(v, dict) and v.keys() <= FIXED.keys(), {})
 KEYS = {  # of an entry, and what they may be
     'data': Text(), 'config': Text(), 'hr': Text(), 'split_file': Text(), 'split_key': Text(),
     'scales': ValueType('a list of scales', lambda v: isinstance(v, list) and v != [], {}),
-    'metric': OneOf(*METRICS), 'crop': Integer(64, 2 ** 16),
+    'metric': OneOf(*RULES), 'crop': Integer(64, 2 ** 16),
     'degradations': ValueType('a mapping from names to what is done, such as JPEG 75: {quality: 75}',
                               lambda v: isinstance(v, dict) and v != {}, {})}
 
@@ -40,6 +40,7 @@ class Case(NamedTuple):
 
     @property
     def name(self):
+        """For messages, such as 'Set5 x2' or 'CelebA-HQ 64 -> 128'."""
         return f'{self.data} {scale_label(self.scale)}'
 
     @property
@@ -130,7 +131,7 @@ def check_test(test, where):
         needed, optional = {'data', 'scales', 'config'}, set()
     if not needed <= keys <= needed | optional or len(keys & {'split_file', 'split_key'}) == 1:
         raise UserError(f'{where}: found {str(test)[:80]}, expected data, scales: [...], and either config: a path '
-                        f'with {{scale}}, or hr: a folder and metric: {", ".join(METRICS)}; with hr also split_file '
+                        f'with {{scale}}, or hr: a folder and metric: {", ".join(RULES)}; with hr also split_file '
                         f'and split_key, which name a part of it, crop and degradations')
     found = {key: (value, KEYS[key]) for key, value in test.items()}
     degradations = test.get('degradations')
