@@ -181,7 +181,7 @@ def _encoded(image, pixels, kind, quality):
     elif not {*image.exif} - {0}:  # Pillow's compressed TIFF cannot hold the further directories of EXIF
         options.update(compression='tiff_adobe_deflate')
     encoded = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    return pillow_bytes(encoded, kind, **{key: value for key, value in options.items() if value})
+    return pillow_bytes(encoded, kind, **{key: value for key, value in options.items() if value not in (None, b'')})
 
 
 def _tiff16(image, pixels):

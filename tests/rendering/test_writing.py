@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
-from PIL import Image, TiffImagePlugin
+from PIL import Image, JpegImagePlugin, TiffImagePlugin
 
 from datasets.images import png_chunks
 from engine.rendering.png import write_png
@@ -157,6 +157,13 @@ def test_jpeg_lays_transparency_on_white(tmp_path):
     source = read_source(save(tmp_path / 'a.png', disc(0)))
     assert any('white' in remark for remark in check_output('b.jpg', source, source.size))
     assert copy(source, tmp_path / 'b.jpg').colour.min() > 0.98
+
+
+def test_jpeg_keeps_the_colour_of_every_pixel(tmp_path):
+    for quality in (1, 95):
+        copy(SourceImage(torch.rand(3, 8, 9)), tmp_path / 'a.jpg', quality=quality)
+        with Image.open(tmp_path / 'a.jpg') as image:
+            assert JpegImagePlugin.get_sampling(image) == 0  # 4:4:4
 
 
 @pytest.mark.parametrize('suffix', ['.png', '.webp', '.tif'])
