@@ -10,8 +10,9 @@ the result equals that of the whole image to float rounding. Codes are kept betw
 """
 import contextlib
 import logging
+import weakref
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from numbers import Integral
 from typing import NamedTuple, Optional
 
@@ -62,7 +63,6 @@ class Renderer:
     self_ensemble: bool = False
     decode: str = 'exact'
     lattice: int = 6
-    encoded: Optional['Scene'] = field(default=None, init=False, repr=False)  # the scene of `model.feat`
 
     def __post_init__(self):
         self.model.eval()
@@ -125,6 +125,7 @@ class Scene:
         self.tile = renderer.tile or self._fitting_tile()
         self.codes = OrderedDict()  # window -> Codes, the least recently used first
         self.lattices = {}  # window -> Lattice, kept with the codes
+        self.mark = object()  # what `_gen_feat` leaves on the model
         self.turned = [(turn, Scene(renderer, _turn(img, turn))) for turn in turns]
 
     @torch.no_grad()
@@ -220,7 +221,6 @@ class Scene:
             if self.precision != 'float32' and not rgb.isfinite().all():
                 self.precision, self.redone = 'float32', True
                 self._forget()
-                self.renderer.encoded = None
                 rgb = self._decode_window(window, y, x, cell, rows)
             yield top, left, rgb
             return
@@ -273,11 +273,16 @@ class Scene:
     def _forget(self):
         self.codes.clear()
         self.lattices.clear()
+        self.mark = object()
 
     def _gen_feat(self):
-        if self.renderer.encoded is not self:
-            self.renderer.model.gen_feat(self.inp)
-            self.renderer.encoded = self
+        """Have the model hold the features of this scene. Every scene, of any Renderer, leaves its mark on the model; a
+        gen_feat from outside shows in `feat`, where models usually keep the features."""
+        model = self.renderer.model
+        if getattr(model, 'held_scene', None) is not self.mark or getattr(model, 'feat', None) is not self.feat():
+            model.gen_feat(self.inp)
+            model.held_scene, feat = self.mark, getattr(model, 'feat', None)
+            self.feat = weakref.ref(feat) if torch.is_tensor(feat) else lambda: feat
 
     def _codes(self, window):
         """The codes of a tile and of the neighbours its ensemble reaches, kept as long as the budget allows."""

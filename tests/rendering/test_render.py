@@ -1,4 +1,7 @@
 """Rendering: any size and region, tiles, self-ensemble, precision; equal to the model queried directly."""
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ import models
 from engine.rendering import renderer as render
 from engine.rendering.renderer import Renderer
 from models import textbook
-from tests.common import seeds, small_model, small_spec
+from tests.common import fill_model, seeds, small_model, small_spec
 from utils import UserError, make_coord
 
 
@@ -162,6 +165,30 @@ def test_models_with_the_protocol_alone(monkeypatch):
     assert (first - Renderer(inner).open(IMG).render((41, 60))).abs().max() <= 1e-6
     turned = [Renderer(m, self_ensemble=True).open(IMG).render((41, 60)) for m in (Plain(), inner)]
     assert (turned[0] - turned[1]).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize('name', ['metasr', 'plain'])
+def test_scenes_and_renderers_of_one_model_do_not_mix(name):
+    """Of models that hold the features of one image; the second kind not in `feat`, and gen_feat returns nothing."""
+    class Plain(torch.nn.Module):
+        def gen_feat(self, inp):
+            self.grey = inp.mean()
+
+        def query_rgb(self, coord, cell):
+            return self.grey.expand(*coord.shape[:2], 3)
+
+    model = Plain() if name == 'plain' else fill_model(models.make(
+        {'name': 'metasr', 'args': {'encoder_spec': small_spec()['args']['encoder_spec']}}))
+    first = Renderer(model)
+    second = dataclasses.replace(first, cell_clip=1)
+    images = [(first, IMG), (second, IMG * 0.5), (second, IMG * 0.25)]
+    wanted = [dataclasses.replace(r, model=copy.deepcopy(model)).open(img).render((41, 60)) for r, img in images]
+    scenes = [r.open(img) for r, img in images]
+    for i in (0, 1, 0, 2, 1, 2, 0):
+        assert torch.equal(scenes[i].render((41, 60)), wanted[i])
+    if name == 'metasr':
+        model.gen_feat(torch.rand(1, 3, 5, 6))
+        assert torch.equal(scenes[0].render((41, 60)), wanted[0])
 
 
 def test_a_scene_encodes_once():
