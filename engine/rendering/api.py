@@ -4,6 +4,7 @@
     scene = renderer.open(to_tensor('photo.png'))
     out = scene.render((1080, 1920))
 """
+import contextlib
 import os
 
 import numpy as np
@@ -52,24 +53,31 @@ def choose_model(image=None):
 def to_tensor(image):
     """An image in any form as RGB float32 (3, h, w) in [0, 1], which is what `Renderer.open` takes.
 
-    image: the path of a file; a PIL image; a numpy array (h, w, 3), (h, w, 1) or (h, w); a tensor (3, h, w) or
-    (1, h, w). uint8 and uint16 are divided by 255 and 65535, floats are in [0, 1] already. Raises UserError.
+    image: the path of a file; a PIL image, of modes I;16, I and F as its array; a numpy array (h, w, 3), (h, w, 1) or
+    (h, w); a tensor (3, h, w) or (1, h, w). uint8 and uint16 are divided by 255 and 65535, floats are in [0, 1]
+    already. Raises UserError.
     """
     if isinstance(image, (str, os.PathLike)):
         return read_source(os.fspath(image)).for_network()
     if isinstance(image, Image.Image):
-        image = np.asarray(image.convert('RGB'))
+        image = np.asarray(image if image.mode.startswith(('I', 'F')) else image.convert('RGB'))
+        if image.dtype == np.int32:  # mode I, in which some versions of Pillow hold 16-bit grey
+            if image.min(initial=0) < 0 or image.max(initial=0) > 65535:
+                raise UserError(f'a PIL image of mode I holds {image.min()} to {image.max()}: expected 0 to 65535')
+            image = image.astype(np.uint16)
     if isinstance(image, np.ndarray):
         found = f'an array of shape {image.shape}'
-        image = torch.from_numpy(np.array(image[..., None] if image.ndim == 2 else image, order='C'))
-        image = image.permute(2, 0, 1) if image.dim() == 3 else image
+        image = image[None] if image.ndim == 2 else image.transpose(2, 0, 1) if image.ndim == 3 else image
+        image = image.astype(image.dtype.newbyteorder('='), order='C')
+        with contextlib.suppress(TypeError):  # torch has no such type: refused below
+            image = torch.from_numpy(image)
     elif torch.is_tensor(image):
         found = f'a tensor of shape {tuple(image.shape)}'
     else:
         raise UserError(f'an image is a path, a PIL image, an array or a tensor, found {type(image).__name__}')
-    if image.dim() != 3 or image.shape[0] not in (1, 3):
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise UserError(f'{found} is not an image: expected an array (h, w, 3), or a tensor (3, h, w)')
-    if not image.is_floating_point():
+    if not torch.is_tensor(image) or not image.is_floating_point():
         if image.dtype not in (torch.uint8, torch.uint16):
             raise UserError(f'{found} holds {image.dtype}: expected uint8, uint16, or floats in [0, 1]')
         image = image.to(torch.float32) / torch.iinfo(image.dtype).max

@@ -59,17 +59,27 @@ def test_everything_that_holds_a_picture():
     pixels = np.random.default_rng(2).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     wanted = torch.from_numpy(pixels).permute(2, 0, 1) / 255
     for image in (pixels, pixels.astype(np.uint16) * 257, pixels / 255, Image.fromarray(pixels), wanted,
-                  torch.from_numpy(pixels).permute(2, 0, 1), pixels[::-1][::-1]):
+                  torch.from_numpy(pixels).permute(2, 0, 1), pixels[::-1].copy()[::-1], pixels.astype('>u2') * 257,
+                  (pixels / 255).astype('>f4')):
         found = to_tensor(image)
         assert found.dtype == torch.float32 and (found - wanted).abs().max() < 1e-6
-    grey = to_tensor(pixels[..., 0])
-    assert grey.shape == (3, 5, 7) and (grey - wanted[0]).abs().max() < 1e-6
+    grey = pixels[..., 0]
+    deep = Image.fromarray(grey.astype(np.uint16) * 257)
+    assert deep.mode == 'I;16'
+    for image in (grey, Image.fromarray(grey), deep, Image.fromarray(grey.astype(np.int32) * 257),
+                  Image.fromarray(grey.astype(np.float32) / 255)):
+        found = to_tensor(image)
+        assert found.shape == (3, 5, 7) and (found - wanted[0]).abs().max() < 1e-6
     assert (to_numpy(wanted) == pixels / np.float32(255)).all()
 
 
 @pytest.mark.parametrize('image, words', [
     (np.zeros((4, 5, 4), np.uint8), r'\(4, 5, 4\)'), (np.zeros((4, 5, 3), np.int64), 'int64'),
-    (torch.zeros(4, 5), r'\(4, 5\)'), ([1, 2], 'list'), ('missing.png', 'does not exist')])
+    (torch.zeros(4, 5), r'\(4, 5\)'), ([1, 2], 'list'), ('missing.png', 'does not exist'),
+    (np.zeros((4, 5, 3), object), 'holds object: expected uint8'), (np.zeros((4, 5), 'S3'), r'holds \|S3'),
+    (np.zeros((4, 5), '>i4'), 'int32'), (np.zeros((4, 5), np.longdouble), 'holds float128|holds longdouble'),
+    (Image.new('I', (4, 5), -1), 'mode I holds -1 to -1: expected 0 to 65535'),
+    (Image.new('I', (4, 5), 65536), 'expected 0 to 65535'), (Image.new('F', (4, 5), 1.5), r'outside of \[0, 1\]')])
 def test_what_is_no_picture(image, words):
     with pytest.raises(UserError, match=words):
         to_tensor(image)
