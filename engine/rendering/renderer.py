@@ -91,12 +91,13 @@ class Renderer:
         Raises UserError for anything else.
         """
         with contextlib.suppress(TypeError, ValueError, RuntimeError):
-            img = torch.as_tensor(img, dtype=torch.float32)
-        if not torch.is_tensor(img) or img.dim() != 3 or img.shape[0] != 3 or 0 in img.shape:
-            found = tuple(img.shape) if torch.is_tensor(img) else type(img).__name__
+            img = torch.as_tensor(img)
+        if not torch.is_tensor(img) or not img.is_floating_point() or img.dim() != 3 or img.shape[0] != 3 \
+                or 0 in img.shape:
+            found = f'{img.dtype} {tuple(img.shape)}' if torch.is_tensor(img) else type(img).__name__
             raise UserError(f'an image to render is (3, height, width), floats in [0, 1], found {found}: '
-                            f'engine.rendering.api.to_tensor converts files and PIL images')
-        return Scene(self, img, TURNS[1:] if self.self_ensemble else ())
+                            f'engine.rendering.api.to_tensor converts files, PIL images and other types')
+        return Scene(self, img.float(), TURNS[1:] if self.self_ensemble else ())
 
 
 def check_tiles(model):

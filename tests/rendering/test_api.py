@@ -87,6 +87,7 @@ def test_what_is_no_picture(image, words):
 
 @pytest.mark.parametrize('call, words', [
     (lambda r: r.open('photo.png'), 'to_tensor'), (lambda r: r.open(torch.rand(4, 5)), '(3, height, width)'),
+    (lambda r: r.open(np.zeros((3, 4, 5), np.uint8)), 'found torch.uint8 (3, 4, 5): engine.rendering.api.to_tensor'),
     (lambda r: r.open(torch.rand(3, 4, 5)).render(5), 'found 5'),
     (lambda r: r.open(torch.rand(3, 4, 5)).render((5, 2.5)), 'whole numbers'),
     (lambda r: r.open(torch.rand(3, 4, 5)).render((5, 0)), 'whole numbers'),
