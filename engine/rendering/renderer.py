@@ -50,8 +50,8 @@ class Renderer:
     decode: 'exact'; 'lattice', an approximation whose cost does not grow with the output (models/lattice.py); 'auto',
         the lattice where it needs at most 60% of the exact evaluations. A model without a lattice decodes exactly
     lattice: the density g of the lattice, 1 to 32
-    Raises UserError for a tile size below 1, or one given for a model that cannot be tiled, and for another decode or
-    density.
+    Raises UserError for another precision, decode or density, and for a tile size below 1, or for a model that cannot be
+    tiled.
     """
     model: nn.Module
     data_norm: Optional[dict] = None
@@ -70,6 +70,7 @@ class Renderer:
         self.data_norm = self.data_norm or PUBLISHED_NORM
         if not self.memory:
             self.memory = torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == 'cuda' else 2 << 30
+        autocast(self.device, self.precision)  # checks it
         if self.tile is not None and self.tile < 1:
             raise UserError(f'tile: found {self.tile}, expected at least 1 pixel')
         if self.tile is not None:
@@ -145,7 +146,10 @@ class Scene:
     def render(self, size, region=None, dtype=torch.float32):
         """The image, or its part `region` = (x, y, width, height) in source pixels, at size = (H, W).
 
-        Returns (3, H, W) on the CPU: float32 in [0, 1], or uint8 or uint16 rounded from it.
+        dtype: torch.float32, uint8 or uint16, or its name, such as 'uint8'
+        Returns (3, H, W) on the CPU: float32 in [0, 1], or integers rounded from it.
+        Raises UserError for another dtype, for a size that is not two whole numbers above zero, and for a region that is
+        not inside the image.
         """
         dtype = {'uint16': torch.uint16, 'uint8': torch.uint8, 'float32': torch.float32}.get(dtype, dtype)
         if dtype not in (torch.float32, torch.uint8, torch.uint16):
@@ -183,8 +187,9 @@ class Scene:
         if min(size) < 1:
             raise UserError(f'the output size is (height, width) of at least 1 pixel each, found {tuple(size)}')
         h, w = self.size
-        left, top, width, height = region or (0, 0, w, h)
-        check_region((left, top, width, height), h, w)
+        if region is not None:
+            check_region(region, h, w)
+        left, top, width, height = (0, 0, w, h) if region is None else region
         scale = self.renderer.scale
         if scale is not None and (region is not None or tuple(size) != (h * scale, w * scale)):
             raise UserError(f'this model has no decoder, only pixels at x{scale}: found a size of {size[1]}x{size[0]}, '
@@ -319,8 +324,9 @@ class Scene:
 
 @torch.no_grad()
 def fixed_scale(model):
-    """The scale of a model without a decoder, which only has the pixels of an up-sampling encoder; None for others."""
-    if getattr(model, 'imnet', model) is not None:
+    """The scale of a model without a decoder, which only has the pixels of an up-sampling encoder; None for others, and
+    where the model has no `encode` to tell."""
+    if getattr(model, 'imnet', model) is not None or not hasattr(model, 'encode'):
         return None
     return model.encode(torch.zeros(1, 3, 16, 16, device=model_device(model))).shape[0] // 16
 

@@ -9,11 +9,14 @@ MAX_OUTPUT = 1_000_000_000  # pixels
 
 
 def check_region(region, h, w, name='region'):
-    """Raise UserError for a region (x, y, width, height) that is not inside an image of h x w pixels.
+    """Raise UserError for a region that is not (x, y, width, height) inside an image of h x w pixels.
 
     name: what the message calls it
     """
-    left, top, width, height = region
+    try:
+        left, top, width, height = map(float, region)
+    except (TypeError, ValueError):
+        raise UserError(f'{name}: found {region!r}, expected x,y,width,height, four numbers') from None
     slack = 1e-9 * max(h, w)  # fractions add up with rounding
     if not (width > 0 and height > 0 and left >= 0 and top >= 0 and left + width <= w + slack
             and top + height <= h + slack):

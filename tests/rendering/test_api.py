@@ -1,4 +1,5 @@
 """The Python API: the documented example as it stands, and what goes in and out."""
+import dataclasses
 import os
 import re
 import subprocess
@@ -91,7 +92,11 @@ def test_what_is_no_picture(image, words):
     (lambda r: r.open(torch.rand(3, 4, 5)).render(5), 'found 5'),
     (lambda r: r.open(torch.rand(3, 4, 5)).render((5, 2.5)), 'whole numbers'),
     (lambda r: r.open(torch.rand(3, 4, 5)).render((5, 0)), 'whole numbers'),
-    (lambda r: r.open(torch.rand(3, 4, 5)).render((5, 6), dtype='int8'), 'uint16')])
+    (lambda r: r.open(torch.rand(3, 4, 5)).render((5, 6), dtype='int8'), 'uint16'),
+    (lambda r: r.open(torch.rand(3, 4, 5)).render((5, 6), (1, 1, 2)), 'found (1, 1, 2), expected x,y,width,height'),
+    (lambda r: r.open(torch.rand(3, 4, 5)).render((5, 6), 2), 'found 2, expected x,y,width,height'),
+    (lambda r: dataclasses.replace(r, precision='half'), "precision: found 'half'"),
+    (lambda r: dataclasses.replace(r, precision='fp16'), 'bf16')])
 def test_wrong_arguments_are_told_in_one_line(folder, call, words):
     with pytest.raises(UserError) as error:
         call(load_renderer('model.pth', gpu='cpu'))

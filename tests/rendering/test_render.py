@@ -167,6 +167,19 @@ def test_models_with_the_protocol_alone(monkeypatch):
     assert (turned[0] - turned[1]).abs().max() <= 1e-6
 
 
+def test_a_model_whose_imnet_is_none_needs_no_encode():
+    class Plain(torch.nn.Module):
+        imnet = None
+
+        def gen_feat(self, inp):
+            self.feat = inp
+
+        def query_rgb(self, coord, cell):
+            return coord.new_zeros(*coord.shape[:2], 3)
+
+    assert (Renderer(Plain()).open(IMG).render((5, 6)) == 0.5).all()
+
+
 @pytest.mark.parametrize('name', ['metasr', 'plain'])
 def test_scenes_and_renderers_of_one_model_do_not_mix(name):
     """Of models that hold the features of one image; the second kind not in `feat`, and gen_feat returns nothing."""
