@@ -88,9 +88,10 @@ def numbers(kind):
         swapped = re.fullmatch(r'\s*(\d+)\s*[xX×]\s*(\d+)\s*', text) if kind == 'resolution' else None
         try:
             values = tuple(map(number, swapped.groups()[::-1] if swapped else text.split(',')))
-        except ValueError:
-            values = ()
-        if len(values) not in counts or not all(map(math.isfinite, values)) or min(values[-2:]) <= 0:
+            finite = all(map(math.isfinite, values))
+        except (ValueError, OverflowError):  # a whole number can be too large to be a float
+            values, finite = (), False
+        if len(values) not in counts or not finite or min(values[-2:]) <= 0:
             raise argparse.ArgumentTypeError(f'found {text!r}, expected {meaning}, above zero and finite')
         return values
     return parse

@@ -50,8 +50,8 @@ class Renderer:
     decode: 'exact'; 'lattice', an approximation whose cost does not grow with the output (models/lattice.py); 'auto',
         the lattice where it needs at most 60% of the exact evaluations. A model without a lattice decodes exactly
     lattice: the density g of the lattice, 1 to 32
-    Raises UserError for another precision, decode or density, and for a tile size below 1, or for a model that cannot be
-    tiled.
+    Raises UserError for another precision, decode or density, for a tile size below 1, and for one given for a model
+    that cannot be tiled.
     """
     model: nn.Module
     data_norm: Optional[dict] = None
@@ -148,8 +148,8 @@ class Scene:
 
         dtype: torch.float32, uint8 or uint16, or its name, such as 'uint8'
         Returns (3, H, W) on the CPU: float32 in [0, 1], or integers rounded from it.
-        Raises UserError for another dtype, for a size that is not two whole numbers above zero, and for a region that is
-        not inside the image.
+        Raises UserError for another dtype, a size that is not two whole numbers above zero, and a region that is not
+        inside the image.
         """
         dtype = {'uint16': torch.uint16, 'uint8': torch.uint8, 'float32': torch.float32}.get(dtype, dtype)
         if dtype not in (torch.float32, torch.uint8, torch.uint16):
@@ -353,7 +353,7 @@ def grid_axis(n, source, start, extent):
     an axis, where all four areas of the ensemble can vanish in float32.
     """
     whole, first = n * source / extent, n * start / extent
-    if abs(whole - round(whole)) + abs(first - round(first)) < 1e-6 and whole < 1 << 24:
+    if whole < 1 << 24 and abs(whole - round(whole)) + abs(first - round(first)) < 1e-6:
         coord, first = axis_coord(round(whole)), round(first)
         return Axis(coord[first:first + n], coord.flip(0)[first:first + n], 2 / round(whole))
     ends = -1 + 2 * start / source, -1 + 2 * (start + extent) / source

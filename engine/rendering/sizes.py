@@ -6,6 +6,7 @@ from utils import UserError
 
 
 MAX_OUTPUT = 1_000_000_000  # pixels
+COUNTABLE = 1e18  # pixels, more than any disk holds
 
 
 def check_region(region, h, w, name='region'):
@@ -15,7 +16,7 @@ def check_region(region, h, w, name='region'):
     """
     try:
         left, top, width, height = map(float, region)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f'{name}: found {region!r}, expected x,y,width,height, four numbers') from None
     slack = 1e-9 * max(h, w)  # fractions add up with rounding
     if not (width > 0 and height > 0 and left >= 0 and top >= 0 and left + width <= w + slack
@@ -31,17 +32,20 @@ def size_rule(kind, values, region=None, limit=MAX_OUTPUT):
     'max-side' and (pixels,), which keep the aspect
     region: (x, y, width, height), enlarged instead of the whole image; the function raises UserError where it is not
     inside the image
-    limit: pixels of the output, beyond which the function raises TooLarge; None for no limit
+    limit: pixels of the output, beyond which the function raises TooLarge; None for none but that of COUNTABLE
     """
     def size_of(h, w):
         if region is not None:
-            check_region(region, h, w, '--region')
+            check_region(region, h, w)
             h, w = region[3], region[2]
         if kind == 'resolution':
             size = values
         else:
             side = {'scale': 1, 'width': w, 'height': h, 'max-side': max(h, w)}[kind]
-            size = tuple(max(1, math.floor(n * factor / side + 0.5)) for n, factor in zip((h, w), values * 2))
+            size = [max(1, float(n) * factor / side) for n, factor in zip((h, w), values * 2)]
+        if not float(size[0]) * size[1] < COUNTABLE:
+            raise UserError(f'the output would have {size[1]:.3g}x{size[0]:.3g} pixels: choose a smaller size')
+        size = tuple(math.floor(n + 0.5) for n in size)
         pixels = size[0] * size[1]
         if limit is not None and pixels > limit:
             raise TooLarge.of(f'the output would have {size[1]}x{size[0]} pixels, {pixels / 1e9:.1f} gigapixels, above '

@@ -73,8 +73,9 @@ def test_regions_break_ties_as_the_whole_does(scale, ensemble, seed):
 
 
 def test_a_region_far_below_a_pixel():
-    out = Renderer(small_model()).open(IMG).render((20, 30), region=(11.25, 8.5, 0.3, 0.2))
-    assert out.shape == (3, 20, 30) and out.isfinite().all()
+    for region in ((11.25, 8.5, 0.3, 0.2), (0, 0, 1e-320, 1e-320), (5, 6, 1e-320, 0.2)):
+        out = Renderer(small_model()).open(IMG).render((20, 30), region)
+        assert out.shape == (3, 20, 30) and out.isfinite().all()
 
 
 def test_rectangles_cover_the_output_once():
