@@ -26,10 +26,11 @@ from utils import UserError
 def find_jobs(inputs, output=None, scale=None):
     """([(source, target)], whether they are a batch rather than one named file).
 
-    inputs: files, folders and patterns; output: a file or folder; default: targets are functions of the size (H, W),
-    `free_name` with this `scale`
+    inputs: files, folders and patterns; a file that several of them name is one job
+    output: a file or folder; default: targets are functions of the size (H, W), `free_name` with this `scale`
     Raises UserError if nothing is found, and for targets that clash.
     """
+    inputs = list({os.path.abspath(item): item for item in inputs}.values())
     first = inputs[0]
     if output is None:
         if any(os.path.isdir(item) or not os.path.exists(item) and glob.has_magic(item) for item in inputs):
@@ -45,15 +46,15 @@ def find_jobs(inputs, output=None, scale=None):
         if not os.path.isdir(output) and (os.path.exists(output) or is_known(output)):
             what = 'a file' if os.path.exists(output) else 'the name of an image or video'
             raise UserError(f'output {output}: found {what}, expected a folder for several inputs')
-    sources = {}
+    chosen = {}
     for source, target in jobs:
-        other = sources.setdefault(os.path.realpath(target), source)
-        if other != source:
+        other, _ = chosen.setdefault(os.path.realpath(target), (source, target))
+        if os.path.realpath(other) != os.path.realpath(source):
             raise UserError(f'{other} and {source} would both be written to {target}: rename one, or enlarge them '
                             f'separately')
         if os.path.realpath(source) == os.path.realpath(target):
             raise UserError(f'{source} would be overwritten: name another output')
-    return jobs, batch
+    return list(chosen.values()), batch
 
 
 def find_sources(inputs, output):

@@ -113,6 +113,16 @@ def test_patterns_and_several_files(tmp_path, album, checkpoints):
     assert (tmp_path / 'odd.png').exists()
 
 
+def test_a_file_named_twice_is_enlarged_once(tmp_path, album, checkpoints, capsys, monkeypatch):
+    monkeypatch.chdir(album)
+    run(checkpoints, '.', 'a.png', './a.png', f'{album}/*.png', 'sub', '--output', tmp_path / 'out')
+    assert '4 written, 0 already there, 0 failed' in capsys.readouterr().out
+    assert tree(tmp_path / 'out') == ['a.png', 'b.jpg', 'c.png', 'sub/c.png']  # also at the top: sub was named
+    run(checkpoints, 'a.png', './a.png', '--output', tmp_path / 'one.png')
+    run(checkpoints, 'a.png', 'a.png')
+    assert (tmp_path / 'one.png').exists() and [name for name in tree(album) if '_x' in name] == ['a_x2.png']
+
+
 def test_without_an_output_a_new_name_is_found(tmp_path, checkpoints, capsys):
     for name in ('a.jpg', 'b.png'):
         Image.fromarray(PHOTO).save(tmp_path / name)
