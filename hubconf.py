@@ -4,8 +4,8 @@
                                                             # for photographs: 'edsr_baseline_liif_photo'
     out = renderer.open(image).render((H, W))                               # image: (3, h, w) in [0, 1]
 
-The modules `datasets`, `models` and `utils` of this project are then in sys.modules, so a package of such a name, like
-Hugging Face's `datasets`, cannot be imported in the same process.
+The modules `datasets`, `engine`, `models` and `utils` of this project are then in sys.modules, so a package of such a
+name, like Hugging Face's `datasets`, cannot be imported in the same process.
 """
 import os
 import sys
@@ -14,9 +14,9 @@ import sys
 ROOT = os.path.dirname(os.path.realpath(__file__))
 dependencies = ['torch', 'numpy', 'PIL', 'tqdm', 'yaml']
 
-for name in {'datasets', 'models', 'utils'} & {*sys.modules}:
+for name in {'datasets', 'engine', 'models', 'utils'} & {*sys.modules}:
     path = getattr(sys.modules[name], '__file__', None) or os.sep
-    if not os.path.realpath(path).startswith(ROOT):
+    if not os.path.realpath(path).startswith(os.path.join(ROOT, '')):
         raise ImportError(f'a module {name!r} from elsewhere is imported already ({path}): use another process')
 
 from engine.rendering.api import load_renderer  # noqa: E402 (the check comes first)

@@ -105,7 +105,10 @@ def test_wrong_arguments_are_told_in_one_line(folder, call, words):
 
 @pytest.mark.parametrize('before, code, words', [
     ('', 0, '(3, 16, 18)'),
-    ('sys.modules["datasets"] = types.ModuleType("datasets")', 1, "a module 'datasets' from elsewhere")])
+    ('sys.modules["datasets"] = types.ModuleType("datasets")', 1, "a module 'datasets' from elsewhere"),
+    ('sys.modules["engine"] = types.ModuleType("engine")', 1, "a module 'engine' from elsewhere"),
+    (f'sys.modules["utils"] = types.ModuleType("utils")\nsys.modules["utils"].__file__ = "{ROOT}2/utils.py"', 1,
+     "a module 'utils' from elsewhere")])
 def test_torch_hub(tmp_path, before, code, words):
     """From another folder, in a process that has nothing of the project on its path."""
     script = f"""import sys, types, torch
