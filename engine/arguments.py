@@ -17,10 +17,12 @@ SIZES = {'resolution': ('H,W or WxH in pixels', (2,), int),
 
 
 class Parser(argparse.ArgumentParser):
-    """Prints the docstring unchanged, and mistakes in one line with exit code 2."""
+    """Prints the docstring unchanged, and mistakes in one line with exit code 2. Flags cannot be abbreviated: programs
+    look for them in commands that they repeat."""
 
     def __init__(self, description):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+                         allow_abbrev=False)
 
     def parse_args(self, args=None, namespace=None):
         flags = list(self._option_string_actions)
@@ -28,8 +30,9 @@ class Parser(argparse.ArgumentParser):
             name = text.split('=')[0]
             if name == '--':
                 break
-            if name.startswith('--') and not any(flag.startswith(name) for flag in flags):
-                close = difflib.get_close_matches(name, flags, 1, 0.7)
+            if name.startswith('--') and name not in flags:
+                close = [flag for flag in flags if flag.startswith(name)] or \
+                    difflib.get_close_matches(name, flags, 1, 0.7)
                 self.error(f'{name} is not an option' + (f', did you mean {close[0]}?' if close else ''))
         return super().parse_args(args, namespace)
 

@@ -21,6 +21,8 @@ from utils import UserError
 
 @pytest.mark.parametrize('options, message', [
     (['--sclae', '2'], '--sclae is not an option, did you mean --scale?'), (['--nonsense=1'], '--nonsense is not'),
+    (['--overwr'], '--overwr is not an option, did you mean --overwrite?'),
+    (['--res=9,9'], '--res is not an option, did you mean --resolution?'),
     (['--scale', '2', '--width', '5'], '--width: not allowed with argument --scale'),
     (['--resolution', '0,5'], "--resolution: found '0,5', expected H,W"), (['--resolution', '5'], 'expected H,W'),
     (['--resolution', '5.5,5'], 'expected H,W'), (['--scale', '0'], "--scale: found '0'"),
