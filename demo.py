@@ -47,8 +47,8 @@ def parse_arguments(argv=None):
         'source, fractions allowed')
     add('--cell-clip', nargs='?', type=largest_scale, const=4.0, metavar='S', help='beyond scale S (4: the largest of '
         "the paper's training) keep the cell of S, as later work does")
-    add('--self-ensemble', action='store_true', help='average over the eight flips and turns: slightly better, 8 times '
-        'slower')
+    add('--self-ensemble', action='store_true', help='average over the eight flips and transposes: slightly better, 8 '
+        'times slower')
     add('--decode', choices=['exact', 'lattice', 'auto'], help='lattice: an approximation, much faster far beyond x4 '
         '(docs/demo.md); auto: where it needs at most 60%% of the work; default: exact, for videos auto')
     add('--lattice', type=whole(1, 32), metavar='G', help='density of the lattice, 1 to 32; default: 6; without '

@@ -125,12 +125,12 @@ def _save_frames(path, frames):
             raise
 
 
-# Numbers on the command line.
+# Numbers that the user gives.
 
 def positive(name, value, least=0.0, most=math.inf):
     """Raises UserError unless least < value <= most."""
     if not least < value <= most:
-        raise UserError(f'--{name}: found {value:g}, expected more than {least:g}'
+        raise UserError(f'{name}: found {value:g}, expected more than {least:g}'
                         + (f' and at most {most:g}' if most < math.inf else ''))
     return value
 

@@ -81,7 +81,7 @@ def read_source(path, max_pixels=MAX_PIXELS, data=None):
 
 def source_size(path, max_pixels=None):
     """(h, w) of an image file, upright, from its header alone. Raises BadImage as `read_source` does, as far as the
-    header tells."""
+    header allows."""
     with open_header(path, max_pixels) as image:
         width, height = image.size
         if image.format == 'TIFF':  # some versions of Pillow have turned its size already

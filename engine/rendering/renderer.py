@@ -41,11 +41,11 @@ class Renderer:
 
     model: a module with gen_feat and query_rgb; its `encode` and `decode_grid` are used where it has them
     data_norm: {inp, gt: {sub, div}}; default: 0.5 and 0.5, as published
-    precision: 'float32', 'bf16', 'fp16' (GPU only) or 'tf32' (float32 but on GPUs)
+    precision: 'float32', 'bf16', 'fp16' (GPU only) or 'tf32' (float32 except on GPUs)
     tile: side of the tiles in source pixels; default: chosen from `memory`
     chunk: queries decoded at a time; default: chosen by the model
     memory: bytes for encoding a tile, and again for kept codes; default: half of a GPU's free memory, else 2 GiB
-    cell_clip: largest scale of training, beyond which the cell stays constant; default: never
+    cell_clip: largest scale of training, beyond which the cell stays constant; default: no limit
     self_ensemble: average over the eight flips and transposes
     decode: 'exact'; 'lattice', an approximation whose cost does not grow with the output (models/lattice.py); 'auto',
         the lattice where it needs at most 60% of the exact evaluations. A model without a lattice decodes exactly
@@ -339,6 +339,7 @@ class Axis(NamedTuple):
     pixel: float
 
     def part(self, first, count):
+        """The Axis of `count` of these pixels, from number `first` on."""
         return self._replace(ahead=self.ahead[first:first + count], back=self.back[first:first + count])
 
     def to(self, device):

@@ -192,16 +192,16 @@ def test_growing_sizes(files, tmp_path):
 
 @pytest.mark.parametrize('script, args, words', [
     (compare, ['--scale', 0.5], '--scale: found 0.5'),
-    (compare, ['--scale', 'nan'], '--scale: found nan'),
+    (compare, ['--scale', 'nan'], '^scale: found nan'),
     (compare, ['--region', '50,0,20,5', '--input-only'], '^--region: found 50,0,20,5, expected .*inside the image'),
     (compare, ['--scale', 1e6, '--input-only'], 'at most 100 million'),
     (compare, ['--scale', 100], 'too small'),
-    (zoom, ['--factor', 0], '--factor: found 0'),
+    (zoom, ['--factor', 0], '^factor: found 0'),
     (zoom, ['--centre', '70,3'], 'inside the image of 60x42'),
     (zoom, ['--centre', 'nan,3'], 'inside the image of 60x42'),
-    (zoom, ['--seconds', '-1'], '--seconds'),
+    (zoom, ['--seconds', '-1'], '^seconds: found -1'),
     (change_resolution, ['--input-size', 61], '1 to 60'),
-    (change_resolution, ['--end', 0], '--end'),
+    (change_resolution, ['--end', 0], '^end: found 0'),
     (change_resolution, ['--end', 1_000_000], 'at most 100 million'),
 ])
 def test_mistakes_are_one_line_and_leave_nothing(files, tmp_path, script, args, words):
