@@ -65,14 +65,18 @@ def explain(error):
                f'start again'
     if isinstance(error, UNUSABLE) and error.filename:
         return f'{error.filename} cannot be used ({error.strerror}): check the path and its permissions'
-    if isinstance(error, torch.OutOfMemoryError):
-        return f'the GPU has not enough memory ({first_line(error)}): lower batch_size, sample_q or eval_bsize, ' \
-               f'or use a GPU with more memory'
-    if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
-        return f'the memory is not enough ({first_line(error)}): lower batch_size, sample_q or eval_bsize'
+    if out_of_memory(error):
+        return f'the memory is not enough ({first_line(error)}): lower batch_size, sample_q or eval_bsize, or use a ' \
+               f'GPU or machine with more'
     if distributed.lost_peer(error):
         return f'another process of this run has died, its own message says why ({first_line(error)})'
     return None
+
+
+def out_of_memory(error):
+    """Whether an exception says that the memory of a GPU or of the machine is not enough."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) \
+        or isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def select_device(gpu=None, announce=True):

@@ -26,13 +26,12 @@ from datasets.loader import closing_workers, make_loader
 from engine import ROOT
 from engine.checkpoint import IDENTITY_NORM, build_model, choose_weights, model_path, parse_checkpoint, read_file
 from engine.config import parse_eval_type
-from engine.distributed import first_line
 from engine.evaluation.evaluate import image_size, measure, predict_rgb, to_images
 from engine.evaluation.metrics import calc_ssim
 from engine.evaluation.suite import FROM_HR, open_data
 from engine.rendering.renderer import Renderer, fixed_scale
 from engine.runtime import autocast, code_version, explain, peak_memory, reset_peak_memory
-from utils import Averager, UserError, atomic_write, counted
+from utils import Averager, UserError, atomic_write, counted, first_line
 
 
 RUN_FORMAT = 'liif-run-1'

@@ -18,6 +18,7 @@ from engine.rendering import video as videos
 from engine.rendering.reading import read_source, source_size
 from engine.rendering.renderer import Renderer
 from engine.rendering.writing import LONGEST_SIDE, check_output, file_format, to_pixels, write_image
+from engine.runtime import out_of_memory
 from utils import UserError
 
 
@@ -256,6 +257,6 @@ def readable_errors(source):
     except OSError as error:
         raise UserError(f'{error.filename or source}: {error.strerror or error}') from error
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) and 'allocate' not in str(error):
+        if not out_of_memory(error):
             raise
         raise UserError(f'{source}: not enough memory: choose a smaller size, or smaller tiles (tile 128)') from error
