@@ -77,9 +77,9 @@ def to_tensor(image):
         raise UserError(f'an image is a path, a PIL image, an array or a tensor, found {type(image).__name__}')
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise UserError(f'{found} is not an image: expected an array (h, w, 3), or a tensor (3, h, w)')
-    if not torch.is_tensor(image) or not image.is_floating_point():
-        if image.dtype not in (torch.uint8, torch.uint16):
-            raise UserError(f'{found} holds {image.dtype}: expected uint8, uint16, or floats in [0, 1]')
+    if not torch.is_tensor(image) or not (image.is_floating_point() or image.dtype in (torch.uint8, torch.uint16)):
+        raise UserError(f'{found} holds {image.dtype}: expected uint8, uint16, or floats in [0, 1]')
+    if not image.is_floating_point():
         image = image.to(torch.float32) / torch.iinfo(image.dtype).max
     if 0 in image.shape or not (0 <= image.min() and image.max() <= 1):  # also refuses NaN
         raise UserError(f'{found} holds nothing, or values outside of [0, 1]: give floats in [0, 1], or uint8')

@@ -32,7 +32,7 @@ def size_rule(kind, values, region=None, limit=MAX_OUTPUT):
     'max-side' and (pixels,), which keep the aspect
     region: (x, y, width, height), enlarged instead of the whole image; the function raises UserError where it is not
     inside the image
-    limit: pixels of the output, beyond which the function raises TooLarge; None for none but that of COUNTABLE
+    limit: pixels of the output, beyond which the function raises TooLarge; None for COUNTABLE alone
     """
     def size_of(h, w):
         if region is not None:
