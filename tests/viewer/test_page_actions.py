@@ -8,6 +8,7 @@ from PIL import Image
 
 from tests.viewer.browser import BAR, Page, region
 from tests.viewer.common import PIXELS, exact, serving, small_viewer
+from viewer import web
 
 
 def test_wheel_drag_and_double_click(page):
@@ -195,3 +196,20 @@ def test_the_kind_of_a_file_chooses_the_weights_until_a_hand_does(chromium, tmp_
         assert shown_with('a.jpg') == 'clean'
         page.context.close()
         assert not page.problems
+
+
+def test_more_tiles_in_view_than_the_memory_holds(chromium, server, tmp_path, monkeypatch):
+    """The tiles that are kept are those nearest to the middle, and each is fetched twice: the draft, the final one."""
+    shutil.copytree(web.PAGE, tmp_path / 'page')
+    script = (tmp_path / 'page' / 'draw.js').read_text()
+    assert script.count('512e6') == 1
+    (tmp_path / 'page' / 'draw.js').write_text(script.replace('512e6', '2e6'))  # 8 tiles, of 12 and more in view
+    monkeypatch.setattr(web, 'PAGE', str(tmp_path / 'page'))
+    small = {'width': 240, 'height': 180}  # so that a frame is drawn between any two tiles
+    page, asked = Page(chromium, server[1], '#x=150&y=100&s=2&d=0', viewport=small), []
+    page.page.on('request', lambda request: asked.append(request.url))
+    page.show(64, 64, 2, (240, 180))
+    page.until('liif.ready()', 60)
+    assert len(asked) == len(set(asked)) <= 16
+    page.context.close()
+    assert not page.problems

@@ -72,6 +72,7 @@ export async function save({id, width, height}, model, part, painter, here) {
       const screen = {s, ox: -part.x * s - left, oy: -part.y * s - top, left: 0,
         right: Math.min(PIECE, columns - left), height: Math.min(PIECE, rows - top)};
       for (const [row, column] of s > 1 ? visible(screen, [width, height], facts.tile) : []) {
+        painter.touch(row, column);
         if (painter.steps(row, column) === steps) continue;
         const data = await call('tile', {picture: id, row, column, steps});
         here();

@@ -141,7 +141,7 @@ export class Painter {
     this.blank = this.texture(gl.NEAREST);  // something to have bound where there is no lattice
     gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, 1, 1, 0, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(4));
     this.sources = [];
-    this.tiles = new Map();  // 'row,column' -> {texture, bytes}, the least recently drawn first
+    this.tiles = new Map();  // 'row,column' -> {texture, steps, bytes}, the first to be dropped first
     const info = gl.getExtension('WEBGL_debug_renderer_info');
     const name = info ? gl.getParameter(info.UNMASKED_RENDERER_WEBGL) : '';
     this.twice = /swiftshader|llvmpipe|software/i.test(name) && Boolean(gl.getExtension('EXT_color_buffer_float'));
@@ -223,6 +223,12 @@ export class Painter {
   // Nodes per piece and axis of a tile; 0 where it has not arrived.
   steps(row, column) { return this.tiles.get(`${row},${column}`)?.steps ?? 0; }
 
+  // Of all tiles, drop this one last.
+  touch(row, column) {
+    const key = `${row},${column}`, found = this.tiles.get(key);
+    if (this.tiles.delete(key)) this.tiles.set(key, found);
+  }
+
   // Number of pieces of a tile along an axis of n pixels.
   pieces(n, tile) { return Math.min(this.grid.tile, n + 1 - tile * this.grid.tile); }
 
@@ -300,11 +306,7 @@ export class Painter {
         right: Math.min(width, (column + 1) * tile - .5), bottom: Math.min(height, (row + 1) * tile - .5)};
       const x = Math.min(column * tile, width - 1), y = Math.min(row * tile, height - 1);
       const source = this.sources.find(s => s.left <= x && x < s.right && s.top <= y && y < s.bottom);
-      const key = `${row},${column}`, found = this.tiles.get(key);
-      if (found) {  // now the most recently drawn
-        this.tiles.delete(key);
-        this.tiles.set(key, found);
-      }
+      const found = this.tiles.get(`${row},${column}`);
       this.drawPart(screen, part, found ? 'liif' : 'bicubic', source, [column, row], found);
     }
   }

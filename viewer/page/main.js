@@ -168,6 +168,7 @@ function wanted() {
 // Ask for what is missing: first a draft of all tiles, then the final ones.
 function fetchTiles() {
   const seen = wanted(), keys = new Set(seen.map(place => place.join())), {steps} = model;
+  for (const place of [...seen].reverse()) painter.touch(...place);
   for (const [key, call] of tiles.asked) if (!keys.has(key)) call.abort();
   tiles.missing = seen.filter(([row, column]) => !painter.steps(row, column));
   const rough = seen.filter(([row, column]) => painter.steps(row, column) < steps.at(-1));
