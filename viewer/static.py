@@ -175,8 +175,9 @@ def page_files(model, graphs, ort):
     policy = f'<meta http-equiv="Content-Security-Policy" content="{PAGE_POLICY}">\n<title>'
     files['index.html'] = files['index.html'].replace(b'<title>', policy.encode())
     version = hashlib.sha256(b''.join(files[name] for name in sorted(files))).hexdigest()[:16]
-    first = [name for name in sorted(files) if '/' not in name and not name.endswith('.onnx') and name != 'sw.js']
-    for word, value in (('VERSION', version), ('FILES', ['./', *first]), ('POLICY', PAGE_POLICY)):
+    later = [name for name in sorted(files) if '/' in name or name.endswith('.onnx')]
+    first = ['./', *(name for name in sorted(files) if name not in later and name != 'sw.js')]
+    for word, value in (('VERSION', version), ('FIRST', first), ('LATER', later), ('POLICY', PAGE_POLICY)):
         files['sw.js'] = files['sw.js'].replace(f'"{word}"'.encode(), json.dumps(value).encode())
     return files
 

@@ -192,6 +192,22 @@ def test_it_opens_again_without_a_network_and_with_threads(page):
     assert shows_liif(page)
 
 
+def test_other_files_of_the_host_are_left_alone(page, small):
+    """sw.js answers for the files of the page only; a redirect to one that is not a file of the page works."""
+    text = """fetch('notes/?' + Math.random()).then(
+        async found => [await found.text(), found.headers.get('Cross-Origin-Opener-Policy')])"""
+    page.page.reload()
+    page.finished()
+    assert page.page.evaluate('Boolean(navigator.serviceWorker.controller)')
+    (small[1] / 'notes').mkdir()
+    for words in ('old', 'new'):
+        (small[1] / 'notes' / 'index.html').write_text(words)
+        assert page.page.evaluate(text) == [words, None]
+    page.page.goto(page.page.url.split('#')[0] + 'notes')  # the host adds a slash
+    assert page.page.text_content('body') == 'new'
+    page.problems.clear()  # that page has no icon
+
+
 THREADS = """async () => (await import(new URL('ort/ort.wasm.min.mjs', location.href).href)).env.wasm.numThreads"""
 ISOLATED = {'Cross-Origin-Opener-Policy': 'same-origin', 'Cross-Origin-Embedder-Policy': 'require-corp'}
 

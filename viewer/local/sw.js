@@ -1,13 +1,15 @@
 // Keeps every file of the page when it is first fetched, so that the page opens again without a network, and adds the
-// headers under which browsers allow threads (docs/viewer.md), whatever the host sends.
+// headers under which browsers allow threads (docs/viewer.md), whatever the host sends. Other files are not its business.
 
-const MINE = `liif ${registration.scope} `, NAME = MINE + "VERSION", FILES = "FILES";  // the export fills these in
+const MINE = `liif ${registration.scope} `, NAME = MINE + "VERSION";  // the export fills in the words in quotes
+const FIRST = "FIRST", LATER = "LATER";  // names of all files of the page; the first are fetched at once
+const OWN = new Set([...FIRST, ...LATER].map(name => new URL(name, registration.scope).href));
 const HEADERS = {'Cross-Origin-Opener-Policy': 'same-origin', 'Cross-Origin-Embedder-Policy': 'require-corp',
   'Content-Security-Policy': "POLICY"};
 
 addEventListener('install', event => event.waitUntil((async () => {
   const cache = await caches.open(NAME);
-  await cache.addAll(FILES.map(file => new Request(file, {cache: 'no-cache'})));
+  await cache.addAll(FIRST.map(file => new Request(file, {cache: 'no-cache'})));
   await skipWaiting();
 })()));
 addEventListener('activate', event => event.waitUntil((async () => {
@@ -16,9 +18,8 @@ addEventListener('activate', event => event.waitUntil((async () => {
   await clients.claim();
 })()));
 addEventListener('fetch', event => {
-  if (event.request.method === 'GET' && event.request.url.startsWith(registration.scope)) {
-    event.respondWith(answer(event.request));
-  }
+  const {origin, pathname} = new URL(event.request.url);
+  if (event.request.method === 'GET' && OWN.has(origin + pathname)) event.respondWith(answer(event.request));
 });
 
 async function answer(request) {
@@ -26,6 +27,7 @@ async function answer(request) {
   let found = await cache.match(request, {ignoreSearch: true});
   if (!found) {
     found = await fetch(request);
+    if (!found.status) return found;  // a redirect, which the browser follows
     if (found.status === 200) await cache.put(request, found.clone());
   }
   const headers = new Headers(found.headers);
