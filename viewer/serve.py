@@ -1,4 +1,4 @@
-"""Look into an image: a page on this machine to zoom and pan without end, LIIF against bicubic.
+"""Zoom and pan an image in the browser, LIIF against bicubic.
 
     python viewer/serve.py photo.jpg
     python viewer/serve.py                     # a sample image; drop another on the page
@@ -15,7 +15,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import engine  # noqa: E402 (the path comes before it, and torch after it: how its threads wait)
 from engine.arguments import Parser  # noqa: E402
+from engine.rendering.figures import positive  # noqa: E402
 from engine.runtime import run_program  # noqa: E402
+from utils import UserError  # noqa: E402
 from viewer.images import Viewer, find_models  # noqa: E402
 from viewer.web import make_server  # noqa: E402
 
@@ -28,12 +30,17 @@ def main(argv=None):
     parser.add_argument('--gpu', help="a GPU's number, or cpu; default: the first GPU, else the CPU")
     parser.add_argument('--host', default='127.0.0.1', help='the address to listen at; this machine alone by default. '
                         'Whoever reaches it can see the images')
-    parser.add_argument('--port', type=int, default=8000, help='8000; 0 for any that is free')
+    parser.add_argument('--port', type=int, default=8000, help='0: any free one; default: 8000')
     parser.add_argument('--open', action='store_true', help='open the page in the browser of this machine')
-    parser.add_argument('--max-upload', type=float, default=64, metavar='MB', help='of a file dropped on the page; 64')
-    parser.add_argument('--max-pixels', type=float, default=40, metavar='MP', help='million pixels of an image; 40')
+    parser.add_argument('--max-upload', type=float, default=64, metavar='MB', help='largest file that the page may open, in MB; '
+                        'default: 64')
+    parser.add_argument('--max-pixels', type=float, default=40, metavar='MP', help='largest image, in million pixels; '
+                        'default: 40')
     args = parser.parse_args(argv)
 
+    if not args.host.strip():
+        raise UserError(f'--host: found {args.host!r}, expected an address, such as 0.0.0.0 to listen at all')
+    positive('max-upload', args.max_upload, most=1e6), positive('max-pixels', args.max_pixels, most=1e6)
     names = [] if args.host in ('127.0.0.1', '::1') else [args.host.lower(), socket.gethostname().lower()]
     viewer = Viewer(find_models(args.model), int(args.max_upload * 1e6), int(args.max_pixels * 1e6), args.gpu, names,
                     suit=args.model is None)

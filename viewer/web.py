@@ -1,27 +1,34 @@
-"""What the viewer answers over HTTP, and to whom."""
+"""The viewer's HTTP server: routes, access checks, streamed PNGs."""
+import contextlib
+import functools
 import http.server
 import ipaddress
+import itertools
 import json
 import math
 import os
 import select
 import socket
 import threading
+import traceback
 import types
 import urllib.parse
 
 from engine.rendering.png import write_png
+from engine.runtime import explain
 from utils import UserError
+from viewer.images import Gone
 
 
 PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'page')
 TYPES = {'.html': 'text/html', '.css': 'text/css', '.js': 'text/javascript'}
 MAX_SCREEN = 40_000_000  # pixels of a view
 MAX_DOWNLOAD = 1_000_000_000  # pixels of a download
+MAX_SIDE = 100_000  # rows or columns of either
 UPLOADS = 4  # at a time
 SLOWEST = 600  # seconds that sending a file may take
 # Scripts and styles are files of ours, and nothing is fetched from elsewhere.
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; " \
+POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; " \
          "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
@@ -55,15 +62,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         if self.headers.get('Content-Length', '0') != '0' or 'Transfer-Encoding' in self.headers:
             self.close_connection = True  # or what follows would be read as the next request
-        self.answer({'/start': self.start, '/model': self.model, '/source': self.source, '/tile': self.tile,
-                     '/render': self.render, **self.files})
+        self.answer('GET')
 
     do_HEAD = do_GET  # the same without a body
 
     def do_POST(self):
-        self.answer({'/pictures': self.upload})
+        length = self.headers.get('Content-Length', '')
+        self.unread = int(length) if length.isascii() and length.isdigit() else 0  # bytes of the body
+        self.answer('POST')
+        if self.unread:
+            self.discard()
 
-    def answer(self, routes):
+    def answer(self, method):
         self.deadline.cancel()
         self.begun = False
         try:
@@ -72,19 +82,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except ValueError:
             return self.refuse(400, 'the address cannot be read')
         if not trusted(self.headers.get('Host', ''), self.viewer.hosts):
-            return self.refuse(403, 'this page answers under its own address only')
+            return self.refuse(403, 'open the viewer by the address that it printed')
         if url.path != '/' and self.is_foreign():  # a link to the page is fine
-            return self.refuse(403, 'other sites are not answered')
-        if url.path not in routes:
+            return self.refuse(403, 'requests from other sites are refused')
+        if url.path not in ROUTES[method]:
             return self.refuse(404, 'there is no such page')
         try:
-            routes[url.path]()
-        except KeyError:
-            self.refuse(410, 'this image is no longer open: open it again')
-        except ValueError as error:
-            self.refuse(400, str(error))
+            ROUTES[method][url.path](self)
+        except UserError as error:
+            self.refuse(410 if isinstance(error, Gone) else 400, str(error))
         except (BrokenPipeError, ConnectionResetError, TimeoutError):
             self.close_connection = True  # nobody listens any more
+        except Exception as error:
+            traceback.print_exc()
+            self.refuse(500, explain(error) or 'the viewer failed; its terminal says why')
 
     def is_foreign(self):
         """Whether a page of another site sent this request."""
@@ -98,11 +109,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     # Answers.
 
-    @property
-    def files(self):
-        names = {**{'/' + name: name for name in os.listdir(PAGE)}, '/': 'index.html', '/engine.js': 'remote.js'}
-        return {path: lambda name=name: self.file(name) for path, name in names.items()}
-
     def file(self, name):
         with open(os.path.join(PAGE, name), 'rb') as f:
             kind = TYPES[os.path.splitext(name)[1]] + '; charset=utf-8'
@@ -111,49 +117,44 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def start(self):
         viewer = self.viewer
         wanted = self.query.get('id')  # of a link to a view
-        found = wanted if wanted in viewer.pictures else next(reversed(viewer.pictures), None)
-        self.send_json({'picture': viewer.describe(found) if found else None, 'models': list(viewer.models),
+        found = wanted if wanted in viewer.pictures else next(reversed(viewer.pictures))
+        self.send_json({'picture': viewer.describe(found), 'models': list(viewer.models),
                         'gone': bool(wanted) and found != wanted, 'max_bytes': viewer.max_bytes,
-                        'max_download': MAX_DOWNLOAD})
+                        'max_download': MAX_DOWNLOAD, 'max_side': MAX_SIDE})
 
     def model(self):
-        self.send_json(self.viewer.about(self.query['name']))
+        self.send_json(self.viewer.about(self.text('name')))
 
     def source(self):
-        pixels = self.viewer.picture(self.query['id']).pixels
+        pixels = self.viewer.picture(self.text('id')).pixels
         self.send_png([pixels], pixels.shape[:2], pixels.shape[2])
 
     def tile(self):
         place = (int(self.number(name)) for name in ('row', 'column', 'steps'))
-        data = self.viewer.tile(self.query['id'], self.query['model'], *place, self.listened)
+        data = self.viewer.tile(self.text('id'), self.text('model'), *place, self.check_listener)
         self.send(data.tobytes(), 'application/octet-stream')
 
     def render(self):
-        picture = self.viewer.picture(self.query['id'])
+        picture = self.viewer.picture(self.text('id'))
         saved = self.query.get('save') == '1'
         region, size = self.view(picture, MAX_DOWNLOAD if saved else MAX_SCREEN)
-        headers = {}
-        if saved:
-            stem = ''.join(c if c.isascii() and (c.isalnum() or c in '-_.') else '_'
-                           for c in os.path.splitext(picture.name)[0]) or 'image'
-            headers['Content-Disposition'] = f'attachment; filename="{stem}-{size[1]}x{size[0]}.png"'
-        model = self.query['model']
-        if model not in self.viewer.models:
-            raise KeyError(model)
-        bands = self.viewer.bands(self.query['id'], model, region, size, self.listened)
-        self.send_png(bands, size, picture.pixels.shape[2], headers)
+        headers = {'Content-Disposition': 'attachment'} if saved else {}  # the page gives the name
+        bands = self.viewer.bands(self.text('id'), self.text('model'), region, size, self.check_listener)
+        first = next(bands)  # before the head of the answer, which says that all is well
+        self.send_png(itertools.chain([first], bands), size, picture.pixels.shape[2], headers)
 
     def upload(self):
-        length = self.headers.get('Content-Length', '')
-        length = int(length) if length.isascii() and length.isdigit() else -1
-        if not 0 < length <= self.viewer.max_bytes:
-            raise UserError(f'found a file of {max(length, 0) / 1e6:.1f} MB, expected at most '
-                            f'{self.viewer.max_bytes / 1e6:.0f} MB (--max-upload)')
+        length = self.unread
+        if not length:
+            raise UserError('the file is empty')
+        if length > self.viewer.max_bytes:
+            raise UserError(f'found a file of {length / 1e6:.1f} MB, expected at most '
+                            f'{self.viewer.max_bytes / 1e6:g} MB (--max-upload)')
         if not self.uploads.acquire(blocking=False):
             return self.refuse(503, 'other images are being opened: try again in a moment')
         try:
             self.limit(SLOWEST)
-            data = self.rfile.read(length)
+            data, self.unread = self.rfile.read(length), 0
             self.deadline.cancel()
             if len(data) < length:
                 raise UserError('the file was cut off on its way: send it again')
@@ -163,19 +164,36 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     # Reading and writing.
 
+    def text(self, name):
+        if name not in self.query:
+            raise UserError(f'the address lacks {name}')
+        return self.query[name]
+
     def number(self, name):
-        value = float(self.query[name] if name in self.query else 'nan')
+        try:
+            value = float(self.text(name))
+        except ValueError:
+            value = math.nan
         if not math.isfinite(value):
-            raise UserError(f'{name}: found {self.query.get(name)}, expected a number')
+            raise UserError(f'{name}: found {self.query[name]}, expected a number')
         return value
+
+    def discard(self):
+        """Read what was sent and is not wanted: to close before would reset the connection, and lose the answer."""
+        self.limit(self.timeout)
+        left = min(self.unread, self.viewer.max_bytes)
+        with contextlib.suppress(OSError):  # nobody listens any more
+            self.connection.shutdown(socket.SHUT_WR)
+            while left > 0 and (part := self.rfile.read1(left)):
+                left -= len(part)
 
     def view(self, picture, most):
         """((x, y, w, h) in source pixels, (H, W)) of a request, checked."""
         x, y, w, h = (self.number(name) for name in ('x', 'y', 'w', 'h'))
         height, width = picture.size
         size = int(self.number('rows')), int(self.number('columns'))
-        if min(size) < 1 or size[0] * size[1] > most:
-            raise UserError(f'found {size[1]}x{size[0]} pixels, expected at least 1 each and at most '
+        if not 1 <= min(size) <= max(size) <= MAX_SIDE or size[0] * size[1] > most:
+            raise UserError(f'found {size[1]}x{size[0]} pixels, expected 1 to {MAX_SIDE:,} on each side and at most '
                             f'{most // 10 ** 6} million together')
         if not (x >= 0 and y >= 0 and min(w, h) > 0 and x + w <= width + 1e-6 and y + h <= height + 1e-6):
             raise UserError(f'region: found {x},{y},{w},{h}, expected a part of {width}x{height} pixels')
@@ -214,14 +232,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not self.begun:
             self.send_json({'error': message}, code)
 
-    def listened(self):
-        """True; ConnectionResetError once the browser has hung up, which it does when the view moves."""
+    def check_listener(self):
+        """Raises ConnectionResetError once the browser has hung up, which it does when the view moves."""
         if select.select([self.connection], [], [], 0)[0] and not self.connection.recv(1, socket.MSG_PEEK):
             raise ConnectionResetError
-        return True
 
     def log_message(self, *args):
         pass
+
+
+FILES = {**{f'/{name}': name for name in os.listdir(PAGE)}, '/': 'index.html', '/engine.js': 'remote.js'}
+ROUTES = {'GET': {'/start': Handler.start, '/model': Handler.model, '/source': Handler.source, '/tile': Handler.tile,
+                  '/render': Handler.render,
+                  **{path: functools.partial(Handler.file, name=name) for path, name in FILES.items()}},
+          'POST': {'/pictures': Handler.upload}}
 
 
 def trusted(host, names):
@@ -229,7 +253,9 @@ def trusted(host, names):
     here by a stranger's page (DNS rebinding), which could then read the images."""
     try:
         name = urllib.parse.urlsplit('//' + host).hostname or ''
-        return name in names or bool(ipaddress.ip_address(name))
+        if name not in names:
+            ipaddress.ip_address(name)
+        return True
     except ValueError:
         return False
 
@@ -237,10 +263,10 @@ def trusted(host, names):
 def make_server(viewer, host='127.0.0.1', port=0):
     """A server that answers for the viewer, bound but not yet running. Raises UserError."""
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
-    server = type('Server', (http.server.ThreadingHTTPServer,), {'address_family': family, 'daemon_threads': True})
+    server = type('Server', (http.server.ThreadingHTTPServer,), {'address_family': family})
     handler = {'viewer': viewer, 'uploads': threading.BoundedSemaphore(UPLOADS)}
     try:
         return server((host, port), type('ViewerHandler', (Handler,), handler))
     except (OSError, OverflowError) as error:
-        raise UserError(f'{host}:{port} cannot be listened at ({getattr(error, "strerror", None) or error}): choose '
-                        f'another --port (0: any that is free) or --host') from error
+        raise UserError(f'cannot listen on {host}:{port} ({getattr(error, "strerror", None) or error}): choose another '
+                        f'--port (0: any free one) or --host') from error
