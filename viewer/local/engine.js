@@ -3,7 +3,7 @@ import {visible} from './draw.js';
 
 const PIECE = 512;  // pixels per axis of a download that are drawn at a time
 const calls = new Map();  // number of a call to the worker -> its {done, failed}
-let facts, worker, opened, count = 0;
+let facts, worker, count = 0;
 
 function call(name, value, signal) {
   const id = ++count;
@@ -49,15 +49,15 @@ export async function start(id) {
   };
   const picture = await open(new File([await (await fetch(facts.sample)).blob()], facts.sample), 'sample');
   return {picture, models: [facts.name], gone: Boolean(id) && id !== picture.id, max_bytes: Infinity,
-    max_download: 64e6};
+    max_download: 64e6, max_side: 32767};  // a canvas has no longer sides
 }
 export const about = async () => ({...facts, device: await call('start', facts)});
 
 export async function open(file, id = `file ${count}`) {
-  opened = {id, ...await call('open', {id, file})};
-  return {id, name: file.name, width: opened.bitmap.width, height: opened.bitmap.height};
+  const {bitmap, transparent} = await call('open', {id, file});
+  return {id, name: file.name, width: bitmap.width, height: bitmap.height, bitmap, transparent};
 }
-export const source = async () => opened;
+export const source = async picture => picture;
 
 // A tile of the lattice with `steps` nodes per piece and axis: float32 RGB.
 export const tile = ({id}, model, row, column, steps, signal) =>
@@ -85,4 +85,3 @@ export async function save({id, width, height}, model, part, painter, here) {
 }
 
 export const where = 'browser';
-export const promise = 'It never leaves this machine.';

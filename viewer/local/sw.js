@@ -1,5 +1,5 @@
 // Keeps every file of the page when it is first fetched, so that the page opens again without a network, and adds the
-// headers under which browsers allow threads (docs/viewer.md), whatever the host sends. Other files are not its business.
+// headers under which browsers allow threads (docs/viewer.md), whatever the host sends. Other files are left alone.
 
 const MINE = `liif ${registration.scope} `, NAME = MINE + "VERSION";  // the export fills in the words in quotes
 const FIRST = "FIRST", LATER = "LATER";  // names of all files of the page; the first are fetched at once

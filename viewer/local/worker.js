@@ -26,21 +26,20 @@ const tasks = {
     if (width * height > MOST) throw new Error(`${file.name} has more than ${MOST / 1e6} million pixels`);
     const pen = new OffscreenCanvas(width, height).getContext('2d');
     pen.drawImage(bitmap, 0, 0);
-    let found = pen.getImageData(0, 0, width, height);
-    const alpha = Uint8Array.from({length: width * height}, (_, i) => found.data[4 * i + 3]);
-    const transparent = alpha.some(v => v < 255);
-    if (transparent) {  // transparent pixels take the colours around them, which spread into the edges
+    const found = pen.getImageData(0, 0, width, height), {data} = found;
+    const transparent = data.some((v, i) => i % 4 === 3 && v < 255);
+    if (transparent) {  // where nothing is seen, pixels take the colours around them, which spread into the edges
       pen.globalCompositeOperation = 'destination-over';
       for (let k = 2; k < 2 * Math.max(width, height); k *= 2) {
         const [w, h] = [Math.ceil(width / k), Math.ceil(height / k)], small = new OffscreenCanvas(w, h);
         small.getContext('2d').drawImage(bitmap, 0, 0, w, h);
         pen.drawImage(small, 0, 0, width, height);
       }
-      found = pen.getImageData(0, 0, width, height);
+      const filled = pen.getImageData(0, 0, width, height).data;
+      for (let i = 0; i < data.length; i += 4) if (!data[i + 3]) data.set(filled.subarray(i, i + 3), i);
     }
-    images.set(id, {width, height, data: found.data.slice(), codes: new Map()});
+    images.set(id, {width, height, data, codes: new Map()});
     if (images.size > 2) images.delete(images.keys().next().value);
-    alpha.forEach((v, i) => { found.data[4 * i + 3] = v; });
     const shown = await createImageBitmap(found, {premultiplyAlpha: 'none', colorSpaceConversion: 'none'});
     return [{bitmap: shown, transparent}, [shown]];
   },

@@ -5,9 +5,9 @@
 //
 //     sum_r sum_c  wy[r] * wx[c] * texel(at + (c, r)),   r, c = 0 ... 3,
 //
-// a texel being a pixel of the source (bicubic) or a coefficient of the lattice (LIIF). A GPU reads all 16 in one pass. Where
-// a CPU does its work, two passes are faster: the first sums along each row of texels into `rows`, the second down
-// these.
+// a texel being a pixel of the source (bicubic) or a coefficient of the lattice (LIIF). A GPU reads all 16 in one pass.
+// Where a CPU does its work, two passes are faster: the first sums along each row of texels into `rows`, the second
+// down these.
 
 const VERTEX = `#version 300 es
 void main() {  // one triangle that covers the screen; the scissor cuts out what is drawn
@@ -191,8 +191,9 @@ export class Painter {
     return texture;
   }
 
-  // Take another image, an ImageBitmap whose alpha is not multiplied in, in tiles that any texture holds.
-  async open(bitmap, transparent) {
+  // Take another image, an ImageBitmap whose alpha is not multiplied in, in tiles that any texture holds; not if, once
+  // they are there, late() says that yet another was chosen.
+  async open(bitmap, transparent, late) {
     const {gl, side} = this, {width, height} = bitmap, made = [];
     for (let top = 0; top < height; top += side) {
       for (let left = 0; left < width; left += side) {
@@ -208,6 +209,7 @@ export class Painter {
           bottom: Math.min(height, top + side)});
       }
     }
+    if (late()) return made.forEach(part => gl.deleteTexture(part.texture));
     this.sources.forEach(old => gl.deleteTexture(old.texture));
     Object.assign(this, {sources: made, size: [width, height], transparent});
     this.clear();

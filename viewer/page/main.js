@@ -12,6 +12,7 @@ const OPENING = 6;       // the scale of the first view: what LIIF adds is seen 
 const RING = 44;         // CSS pixels of a tile on the screen, below which it gets no ring
 const FLIGHT = 7000;     // ms from the whole image to the depth, or back
 const DEPTH = 60;        // the scale there
+const NAMES = {liif: 'LIIF', bicubic: 'bicubic', nearest: 'nearest'};
 const ratio = () => window.devicePixelRatio || 1;
 const clamp = (v, low, high) => Math.min(Math.max(v, low), high);
 const still = matchMedia('(prefers-reduced-motion: reduce)');
@@ -37,7 +38,9 @@ function panes() {
   return found.map((pane, i) => ({...pane, kind: kinds[i]}));
 }
 const paneAt = px => { const [a, b] = panes(); return beside && px < a.right ? a : b; };
-const fitting = () => Math.min(panes()[1].width / picture.width, (stage.height - 150 * ratio()) / picture.height);
+const fitting = () => Math.min(panes()[1].width / picture.width, Math.max(1, stage.height - 150 * ratio()) /
+  picture.height);
+const isWhole = () => picture && Math.abs(view.s / fitting() - 1) < 1e-3;
 const lowest = () => Math.min(fitting(), 1) / 2;
 const middle = () => [panes()[1].centre, stage.height / 2];
 
@@ -68,6 +71,7 @@ function moved() {
 function settled() {
   if (!picture) return;
   remember();
+  tiles.failed.clear();  // another try
   if (usesTiles()) fetchTiles();
   else if (engine.render) renderPlain();
   else document.body.dataset.state = 'done';
@@ -90,6 +94,7 @@ function zoomBy(factor, px, py) {
 }
 function glide(now) {
   if (!goal) return;
+  goal.s = Math.max(goal.s, lowest());  // of a window that was enlarged meanwhile
   const share = 1 - Math.exp(-Math.max(now - goal.time, 1) / 60), left = Math.log(goal.s / view.s);
   goal.time = now;
   const done = Math.abs(left) < .003;
@@ -180,10 +185,10 @@ function fetchTiles() {
     if (!tiles.asked.has(key)) fetchTile(row, column, next, key);
   }
   document.body.dataset.state = able.length ? 'working' : rough.length ? 'failed' : 'done';
-  document.body.dataset.drafts = tiles.missing.length ? 'missing' : 'there';
   const drafts = seen.length - tiles.missing.length;
   const what = tiles.missing.length ? [drafts, 'drafts'] : [seen.length - rough.length, 'tiles'];
-  say(able.length ? `${what[0]} of ${seen.length} ${what[1]}` : '');
+  if (able.length) say(`${what[0]} of ${seen.length} ${what[1]}`, 0, 'loading');
+  else say('', 3000, $('spoken').textContent === 'loading' && !rough.length ? 'loaded' : '');
   redraw();
 }
 async function fetchTile(row, column, steps, key) {
@@ -251,14 +256,13 @@ function draw() {
   const {s} = view, [left, right] = panes();
   $('divider').style.left = left.right / ratio() + 'px';
   $('divider').setAttribute('aria-valuenow', Math.round(100 * (beside ? .5 : divider)));
-  const names = {liif: 'LIIF', bicubic: 'bicubic', nearest: 'nearest'};
-  $('divider').querySelector('.before').textContent = names[left.kind];
-  $('divider').querySelector('.after').textContent = names[right.kind];
+  $('divider').querySelector('.before').textContent = NAMES[left.kind];
+  $('divider').querySelector('.after').textContent = NAMES[right.kind];
   $('scale').textContent = '×' + (s < 9.995 ? s.toFixed(2) : s < 99.95 ? s.toFixed(1) : s.toFixed(0));
-  Object.assign(stage.dataset, {scale: s, x: view.x, y: view.y});
   drawRings();
   drawMap();
 }
+let turning = 0;
 function drawRings() {  // on each tile that is missing: turning where it is being computed
   const pen = rings.getContext('2d'), k = ratio();
   rings.hidden = !usesTiles() || !tiles.missing.length || model.tile * view.s < RING * k;  // a layer costs time
@@ -284,7 +288,8 @@ function drawRings() {  // on each tile that is missing: turning where it is bei
     }
     working = working || asked;
   }
-  if (working && !still.matches) setTimeout(redraw, 40);
+  clearTimeout(turning);
+  if (working && !still.matches) turning = setTimeout(redraw, 40);
 }
 function drawMap() {  // where the view is in the image, once it no longer shows all of it
   const part = inView(), map = $('map'), k = ratio();
@@ -315,11 +320,12 @@ function drawMap() {  // where the view is in the image, once it no longer shows
   pen.strokeRect(cx - w / 2, cy - h / 2, w, h);
 }
 let quiet = 0;
-function say(text, ms) {
+function say(text, ms, spoken = text) {  // spoken: to people who do not see the page, without every count
   clearTimeout(quiet);
-  if (text) $('status').textContent = text;
+  if (text) $('status').textContent = text;  // or it would be gone before it has faded
   $('status').classList.toggle('on', Boolean(text));
-  if (ms) quiet = setTimeout(() => $('status').classList.remove('on'), ms);
+  if ($('spoken').textContent !== spoken) $('spoken').textContent = spoken;
+  if (ms) quiet = setTimeout(() => say(''), ms);
 }
 let loud = 0;
 function toast(text) {
@@ -357,15 +363,16 @@ async function copyLink() {
 
 // Images in and out.
 
-async function show(found, at) {
+async function show(found, at, late = () => false) {
   const {bitmap: image, transparent} = await engine.source(found);
-  await painter.open(image, transparent);
+  if (late()) return;
+  await painter.open(image, transparent, late);
+  if (late()) return;
   [picture, bitmap] = [found, image];
   forgetTiles();
   for (const id of ['controls', 'shot']) $(id).hidden = false;
   $('link').hidden = engine.where !== 'server';
   $('divider').hidden = $('save').hidden = !usesTiles() && !engine.render;
-  $('empty').hidden = true;
   $('name').textContent = found.name;
   $('size').textContent = `${found.width} × ${found.height}`;
   document.title = `${found.name} · LIIF viewer`;
@@ -378,19 +385,28 @@ async function show(found, at) {
   view = {s, x: keep(place.x, found.width, width / 2 / s), y: keep(place.y, found.height, stage.height / 2 / s)};
   moved();
 }
+const turns = {file: 0, model: 0};  // of two that were chosen the last wins, not the one that takes longer
 async function upload(file) {
   if (!file) return;
+  const turn = ++turns.file, late = () => turn !== turns.file;
   try {
+    await begun;
     const [size, most] = [file.size, start.max_bytes].map(n => (n / 1e6).toFixed(0));
     if (file.size > start.max_bytes) throw new Error(`${file.name} has ${size} MB, more than the ${most} MB that the ` +
       'viewer takes (--max-upload)');
     say('opening');
-    const found = await engine.open(file), other = !modelChosen && found.model !== model.name && found.model;
-    if (other) await engine.about(other);  // loads it before the image is shown
-    await show(found);
-    if (other) await pickModel(other);
-    if (other) say(`the weights ${other} suit this kind of file`, 3000);
-  } catch (error) { say(''); toast(error.message); }
+    const found = await engine.open(file), suits = () => !modelChosen && found.model !== model.name && found.model;
+    if (late()) return;
+    if (suits()) await engine.about(found.model);  // loads it before the image is shown
+    await show(found, null, late);
+    if (late() || !suits()) return;
+    await pickModel(found.model);
+    say(`the weights ${found.model} suit this kind of file`, 3000);
+  } catch (error) {
+    if (late()) return;
+    say('');
+    toast(error.message);
+  }
 }
 function tellDevice({kind, precision, device}) {
   const name = {cpu: 'the CPU', cuda: 'a GPU', mps: "Apple's GPU", webgpu: 'the GPU (WebGPU)',
@@ -402,9 +418,11 @@ addEventListener('fallback', ({detail}) => {  // of engine.js
   toast('WebGPU failed in this browser, so the CPU computes.');
 });
 async function pickModel(name) {
+  const turn = ++turns.model;
   say('loading the model');
   try {
     const found = await engine.about(name), before = model;
+    if (turn !== turns.model) return;
     model = found;
     if (before && before.lattice !== found.lattice) {  // a canvas cannot change its kind of drawing
       remember();
@@ -417,6 +435,7 @@ async function pickModel(name) {
     forgetTiles();
     moved();
   } catch (error) {
+    if (turn !== turns.model) return;
     say('');
     if (!model) throw error;
     $('model').value = model.name;
@@ -430,9 +449,11 @@ function asked() {  // what a download would be: a region of the image, and its 
 }
 function cost() {
   const part = asked(), columns = Number($('columns').value), rows = Number($('rows').value), pixels = columns * rows;
-  const good = part && [columns, rows].every(n => Number.isInteger(n) && n > 0) && pixels <= start.max_download;
+  const good = part && [columns, rows].every(n => Number.isInteger(n) && n > 0 && n <= start.max_side) &&
+    pixels <= start.max_download;
   $('go').disabled = !good;
   $('cost').textContent = pixels > start.max_download ? `more than ${start.max_download / 1e6} million pixels` :
+    Math.max(columns, rows) > start.max_side ? `more than ${start.max_side} pixels on a side` :
     !good ? '\u00a0' : `×${(columns / part.w).toFixed(2)} of the image, ` +
       `${(pixels / 1e6).toFixed(pixels < 1e7 ? 2 : 0)} million pixels`;
 }
@@ -445,6 +466,7 @@ function save() {
   if (!picture || !inView() || $('saving').open || $('save').hidden) return;
   stopFlight();
   propose();
+  $('saving').returnValue = '';  // that of the last time stays when Escape closes it
   $('saving').showModal();
 }
 const keepAspect = (given, other, aspect) => {
@@ -482,8 +504,8 @@ async function saveShot() {  // the screen as it is, with the divider and the na
   pen.fillRect(left.right - k, 0, 2 * k, stage.height);
   pen.font = `${13 * k}px system-ui, sans-serif`;
   pen.textBaseline = 'middle';
-  for (const [text, edge, side] of [[left.kind, left.right - 12 * k, -1], [right.kind, left.right + 12 * k, 1]]) {
-    const name = `${text === 'liif' ? 'LIIF' : text} ${$('scale').textContent}`;
+  for (const [kind, edge, side] of [[left.kind, left.right - 12 * k, -1], [right.kind, left.right + 12 * k, 1]]) {
+    const name = `${NAMES[kind]} ${$('scale').textContent}`;
     const w = pen.measureText(name).width + 20 * k;
     pen.fillStyle = '#14161ab8';
     pen.beginPath();
@@ -498,7 +520,7 @@ async function saveShot() {  // the screen as it is, with the divider and the na
 // Wheel, pointers, keys.
 
 const at = event => [event.clientX * ratio(), event.clientY * ratio()];
-stage.addEventListener('wheel', event => {
+for (const part of [stage, $('divider')]) part.addEventListener('wheel', event => {
   event.preventDefault();
   if (!picture) return;
   const delta = clamp(event.deltaY * [1, 16, 400][event.deltaMode], -240, 240);
@@ -544,17 +566,17 @@ $('divider').onpointerdown = event => { $('divider').setPointerCapture(event.poi
 $('divider').onpointermove = event => {
   if ($('divider').hasPointerCapture(event.pointerId)) slide(event.clientX / innerWidth);
 };
-$('divider').addEventListener('wheel', event => stage.dispatchEvent(new WheelEvent('wheel', event)));
 function arrange(how) {
-  const whole = picture && Math.abs(view.s / fitting() - 1) < 1e-3;
+  const whole = isWhole();
   beside = how;
   document.body.classList.toggle('fixed', how);
   $('beside').setAttribute('aria-pressed', how);
+  $('divider').tabIndex = how ? -1 : 0;
   if (whole) fit(); else if (picture) moved();
 }
 function choose(method) {
   simple = method;
-  $('method').textContent = method === 'nearest' ? 'Nearest' : 'Bicubic';
+  $('method').textContent = NAMES[method];
   if (picture) moved();
 }
 function flip(on) {
@@ -580,13 +602,13 @@ const actions = {
   d: save, s: saveShot, l: () => { if (engine.where === 'server') copyLink(); }, o: () => $('file').click(), '?': help,
   Escape: stopFlight,
 };
+const ofDivider = {ArrowLeft: actions['['], ArrowRight: actions[']'], Home: () => slide(0), End: () => slide(1)};
 addEventListener('keydown', event => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches('input, select')) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (document.querySelector('dialog[open]') && !(key === '?' && $('keys').open)) return;
   if (key === ' ' && event.target.matches('button')) return;  // presses it
-  const onDivider = document.activeElement === $('divider') && {ArrowLeft: '[', ArrowRight: ']'}[key];
-  const action = actions[onDivider || key];
+  const action = document.activeElement === $('divider') && ofDivider[key] || actions[key];
   if (!action || (!picture && !'of?'.includes(key))) return;
   event.preventDefault();
   action();
@@ -594,7 +616,7 @@ addEventListener('keydown', event => {
 addEventListener('keyup', event => { if (event.key === ' ') flip(false); });
 addEventListener('blur', () => flip(false));
 const buttons = {in: actions['+'], out: actions['-'], fit: actions['0'], one: actions['1'], fly, save, shot: saveShot,
-  full: fullScreen, link: copyLink, help, open: actions.o, choose: actions.o, method: actions.n, beside: actions.c};
+  full: fullScreen, link: copyLink, help, open: actions.o, method: actions.n, beside: actions.c};
 for (const [id, action] of Object.entries(buttons)) $(id).onclick = action;
 $('model').onchange = () => { modelChosen = true; pickModel($('model').value); };
 $('file').onchange = () => { upload($('file').files[0]); $('file').value = ''; };
@@ -605,7 +627,7 @@ for (const name of ['dragover', 'dragleave', 'drop']) addEventListener(name, eve
 });
 addEventListener('paste', event => upload(event.clipboardData.files[0]));
 function resize() {
-  const whole = picture && Math.abs(view.s / fitting() - 1) < 1e-3;
+  const whole = isWhole();
   const size = {width: Math.round(innerWidth * ratio()), height: Math.round(innerHeight * ratio())};
   Object.assign(stage, size);
   Object.assign(rings, size);
@@ -625,29 +647,29 @@ function makePainter() {
     }
   }
   accelerated = false;
-  toast(engine.where === 'browser' ? 'This browser has no WebGL2, without which only the image itself can be shown.'
+  if (!asked) toast(engine.where === 'browser'
+    ? 'This browser has no WebGL2, without which only the image itself can be shown.'
     : model.lattice ? 'This browser has no WebGL2, so the viewer renders every view, once movement stops.'
     : 'This model has no lattice, so the viewer renders every view, once movement stops.');
   return new PlainPainter(stage);
 }
 async function begin() {
   const at = remembered();
-  $('promise').textContent = engine.promise;
   start = await engine.start(at.id);
   $('model').replaceChildren(...start.models.map(name => new Option(name)));
-  $('model').hidden = start.models.length < 2;
   const linked = !start.gone && start.models.includes(at.model) && at.model;
-  await pickModel(linked || start.picture?.model || start.models[0]);
+  await pickModel(linked || start.picture.model || start.models[0]);
   painter = makePainter();
   resize();
   if (start.gone) toast('The image of this link is no longer open in the viewer: open it again.');
-  if (!start.picture) { $('empty').hidden = false; return; }
   choose(at.simple);
   divider = at.divider;
   arrange(at.beside);
   await show(start.picture, start.gone ? null : at.view);
+  $('model').hidden = start.models.length < 2;
 }
-begin().catch(error => toast(error.message));
+const begun = begin();
+begun.catch(error => toast(error.message));
 
 // For tests and measurements. ready: whether all that is in view has arrived, and nothing moves.
 const ready = () => document.body.dataset.state === 'done' && !goal && !flight &&

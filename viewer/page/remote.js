@@ -13,7 +13,7 @@ async function ask(url, options) {
   return answer;
 }
 
-// {picture, models, gone, max_bytes, max_download}; id: the image that a link asks for, if any.
+// {picture, models, gone, max_bytes, max_download, max_side}; id: the image that a link asks for, if any.
 export const start = async id => (await ask('/start?' + query(id ? {id} : {}))).json();
 
 // {name, kind, precision, device, lattice, tile, steps: of the draft and of the final lattice}
@@ -43,4 +43,3 @@ export const render = async ({id}, model, part, signal) =>
 export const save = async ({id}, model, part) => '/render?' + query({id, model, ...part, save: 1});
 
 export const where = 'server';
-export const promise = 'It stays in the memory of the viewer; nothing is stored.';
