@@ -1,4 +1,6 @@
 """The page in a browser: what a person does with it works."""
+import base64
+import io
 import os
 import shutil
 
@@ -64,7 +66,7 @@ def test_keys(page):
     assert page.page.get_attribute('#beside', 'aria-pressed') == 'true'
     keyboard.press('c')
     keyboard.press('n')
-    assert page.page.text_content('#method') == 'Nearest' and page.page.text_content('.tag.before') == 'nearest'
+    assert page.page.text_content('#method') == 'nearest' and page.page.text_content('.tag.before') == 'nearest'
     page.finished()
     page.page.evaluate('liif.zoomTo(8, 400, 300)')
     view = page.finished()
@@ -92,11 +94,13 @@ def test_downloads(page, tmp_path):
     page.page.fill('#columns', '400')
     assert page.page.input_value('#rows') == '300'
     with page.page.expect_download() as download:
-        page.page.click('#go')
+        page.page.press('#rows', 'Enter')
     assert download.value.suggested_filename == 'photo-400x300.png'
     download.value.save_as(str(tmp_path / 'download.png'))
     found = np.asarray(Image.open(tmp_path / 'download.png')).astype(int)
     assert abs(found - exact(region(page.view()), (300, 400))).max() <= 1
+    page.page.keyboard.press('d')
+    page.page.keyboard.press('Escape')  # downloads nothing
     with page.page.expect_download() as download:
         page.page.keyboard.press('s')
     assert download.value.suggested_filename == 'photo-comparison.png'
@@ -121,6 +125,14 @@ def test_the_divider(page):
         assert page.page.get_attribute('#divider', 'aria-valuenow') == str(place // 8)
         assert page.page.evaluate('document.getElementById("divider").style.left') == f'{place}px'
     assert (page.canvas() == nearest_side).all()
+    page.page.focus('#divider')
+    for key, place in (('Home', '0'), ('End', '100'), ('ArrowLeft', '95')):
+        keyboard.press(key)
+        page.finished()
+        assert page.page.get_attribute('#divider', 'aria-valuenow') == place
+    keyboard.press('c')
+    assert page.page.get_attribute('#divider', 'tabindex') == '-1'
+    page.finished()
 
 
 def test_full_screen(page):
@@ -181,21 +193,87 @@ def test_the_kind_of_a_file_chooses_the_weights_until_a_hand_does(chromium, tmp_
     for name in ('a.jpg', 'b.png'):
         Image.fromarray(PIXELS).save(tmp_path / name)
 
-    def shown_with(name):
+    def show(name):
         page.page.set_input_files('#file', str(tmp_path / name))
         page.until(f'document.getElementById("name").textContent === "{name}"')
         page.finished()
-        page.page.wait_for_timeout(500)
-        return page.page.input_value('#model')
 
     with serving(viewer) as port:
-        page = Page(chromium, port)
+        page, asked, held = Page(chromium, port), [], []
         assert page.page.input_value('#model') == 'clean'
-        assert [shown_with(name) for name in ('a.jpg', 'b.png', 'a.jpg')] == ['photo', 'clean', 'photo']
+        for name, model in (('a.jpg', 'photo'), ('b.png', 'clean'), ('a.jpg', 'photo')):
+            show(name)
+            page.until(f'document.getElementById("model").value === "{model}"')
         page.page.select_option('#model', 'clean')
-        assert shown_with('a.jpg') == 'clean'
+        page.page.on('request', lambda request: asked.append(request.url))
+        show('b.png')
+        show('a.jpg')
+        assert page.page.input_value('#model') == 'clean' and not [url for url in asked if '/model' in url]
+        # Of two models chosen in a row the second is used, though the first takes longer.
+        page.page.route('**/model?name=photo', held.append)
+        page.page.select_option('#model', 'photo')
+        page.page.select_option('#model', 'clean')
+        release(page, held, '**/model?name=photo')
+        assert page.page.input_value('#model') == 'clean' and 'model=clean' in page.page.url
         page.context.close()
         assert not page.problems
+
+
+def release(page, held, address):
+    """Let go on what a route has held, once it has."""
+    while not held:
+        page.page.wait_for_timeout(10)
+    with page.page.expect_response(address):
+        held[0].continue_()
+    page.finished()
+
+
+def png(size):
+    out = io.BytesIO()
+    Image.fromarray(PIXELS[:size, :size]).save(out, 'png')
+    return out.getvalue()
+
+
+def test_of_two_files_the_last_is_shown(page):
+    held = []
+    page.page.route('**/pictures?name=slow.png', held.append)
+    page.drop('slow.png', png(60))
+    page.drop('other.png', png(90))
+    page.page.wait_for_selector('#name:has-text("other.png")')
+    release(page, held, '**/pictures?name=slow.png')
+    assert page.page.text_content('#name') == 'other.png' and page.page.text_content('#size') == '90 × 90'
+
+
+def test_a_file_that_comes_before_the_page_is_ready(chromium, port):
+    data = base64.b64encode(png(60)).decode()
+    page = Page(chromium, port, script="""addEventListener('DOMContentLoaded', () => {
+        const files = new DataTransfer(), bytes = Uint8Array.from(atob('%s'), c => c.charCodeAt(0));
+        files.items.add(new File([bytes], 'early.png'));
+        dispatchEvent(new DragEvent('drop', {dataTransfer: files}));
+    });""" % data)
+    page.page.wait_for_selector('#name:has-text("early.png")')
+    assert page.page.is_hidden('#toast')
+    page.context.close()
+    assert not page.problems
+
+
+def test_a_tile_that_failed_is_asked_for_again(page):
+    failed = []
+
+    def fail_once(route):
+        failed.append(route)
+        if len(failed) == 1:
+            route.fulfill(status=500, body='{"error": "odd"}')
+        else:
+            route.continue_()
+
+    page.page.route('**/tile?**', fail_once)
+    page.show(20, 20, 6)
+    page.until('document.body.dataset.state === "failed"')
+    assert page.page.text_content('#toast') == 'odd'
+    page.page.keyboard.press('ArrowLeft')
+    page.finished()
+    page.problems[:] = [text for text in page.problems if '500' not in text]
 
 
 def test_more_tiles_in_view_than_the_memory_holds(chromium, server, tmp_path, monkeypatch):

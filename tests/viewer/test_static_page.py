@@ -183,6 +183,19 @@ def test_a_download_keeps_transparency(page):
     assert difference[found[..., 3] > 128].max() < 8
 
 
+def test_half_transparent_pixels_keep_their_colours(page):
+    pixels, data = np.concatenate([PIXELS[:24, :30], np.full((24, 30, 1), 128, np.uint8)], axis=2), io.BytesIO()
+    Image.fromarray(pixels).save(data, 'png')
+    page.drop('half.png', data.getvalue())
+    page.page.wait_for_selector('#name:has-text("half.png")')
+    page.finished()
+    page.page.keyboard.press('d')
+    page.page.check('input[value=all]')
+    page.page.fill('#columns', '30')
+    _, found = downloaded(page)
+    assert abs(found - pixels).max() <= 2  # a canvas multiplies by alpha
+
+
 def test_it_opens_again_without_a_network_and_with_threads(page):
     assert page.page.evaluate('crossOriginIsolated') is False  # the server sends no headers
     page.context.set_offline(True)
