@@ -4,8 +4,9 @@ A browser computes the lattice of viewer/lattice.py with two kinds of graph, who
 a window of the image: the codes of BLOCK x BLOCK tiles, and the halo that they see. The other decodes some rows of a
 tile's codes. It evaluates each code once, at the offsets d in (-2, 2) of half codes where the code has a weight: the
 areas of eq. 4 separate, so along an axis the weight is 1 - |d| / 2. The sum of these contributions is the decoded image
-at the nodes, of which viewer/local/worker.js makes the splines; no graph needs a gather.
+at the nodes; viewer/local/worker.js turns it into spline coefficients. No graph needs a gather.
 """
+import copy
 import hashlib
 import json
 import os
@@ -37,9 +38,9 @@ class Encoder(nn.Module):
 
     def __init__(self, model, data_norm):
         super().__init__()
-        self.model, self.data_norm = model, data_norm
+        self.model, self.data_norm = copy.deepcopy(model), data_norm  # the caller's gets no hooks
         self.seen = seen = {}  # 'mask': of the current call
-        for module in model.encoder.modules():
+        for module in self.model.encoder.modules():
             if isinstance(module, nn.Conv2d) and any(module.padding):
                 module.register_forward_pre_hook(lambda _, inputs: (inputs[0] * seen['mask'],))
 
@@ -58,7 +59,7 @@ class Lattice(nn.Module):
     """Codes (R, C, D), y (R,), x (C,) -> what R rows of codes add to the nodes: ((R + 1) g, (C - 1) g + 1, 3).
 
     y, x: added to a code's offsets: 0, but -2 before and +2 after the image, where its outermost codes count twice.
-    Row 0 of the result lies g nodes above the first code; column 0 upon the first code.
+    Row 0 of the result lies g nodes above the first code; column 0 at the first code.
     """
 
     def __init__(self, model, data_norm, steps):
@@ -131,31 +132,32 @@ def runtime(folder=None):
     """{path: bytes} of onnxruntime-web, from an unpacked copy of its npm package, or fetched by npm. Raises UserError
     for files that are missing or are not those of the version that was tested."""
     package = '@'.join(RUNTIME)
-    with tempfile.TemporaryDirectory() as place:
-        if folder is None:
+    files = _fetched(package) if folder is None else {}
+    for name, digest in RUNTIME_FILES.items():
+        path = os.path.join(folder or package, 'dist', name)
+        if folder is not None:
             try:
-                subprocess.run(['npm', 'pack', '--ignore-scripts', '--silent', package], cwd=place, check=True,
-                               capture_output=True, text=True, shell=os.name == 'nt')
-            except (OSError, subprocess.CalledProcessError) as error:
-                why = (getattr(error, 'stderr', None) or str(error)).strip().splitlines()
-                raise UserError(f'npm cannot fetch {package} ({why[-1] if why else "npm pack failed"}): install npm, '
-                                f'or name a folder that has the package') from None
-            with tarfile.open(os.path.join(place, f'{"-".join(RUNTIME)}.tgz')) as tar:
-                for name in RUNTIME_FILES:
-                    tar.extract(f'package/dist/{name}', place, filter='data')
-        return {f'ort/{name}': _checked(os.path.join(folder or os.path.join(place, 'package'), 'dist', name), digest)
-                for name, digest in RUNTIME_FILES.items()}
+                with open(path, 'rb') as f:
+                    files[name] = f.read()
+            except OSError as error:
+                raise UserError(f'{path}: {error.strerror or error}; expected {package} as npm unpacks it') from None
+        if hashlib.sha256(files[name]).hexdigest() != digest:
+            raise UserError(f'{path} is not that of {package}, with which the page is tested: fetch that version')
+    return {f'ort/{name}': data for name, data in files.items()}
 
 
-def _checked(path, digest):
-    try:
-        with open(path, 'rb') as f:
-            data = f.read()
-    except OSError as error:
-        raise UserError(f'{path}: {error.strerror or error}; expected {"@".join(RUNTIME)} as npm unpacks it') from None
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise UserError(f'{path} is not that of {"@".join(RUNTIME)}, with which the page is tested: fetch that version')
-    return data
+def _fetched(package):
+    """{name in dist/: bytes} of an npm package."""
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            subprocess.run(['npm', 'pack', '--ignore-scripts', '--silent', package], cwd=place, check=True,
+                           capture_output=True, text=True, shell=os.name == 'nt')
+        except (OSError, subprocess.CalledProcessError) as error:
+            why = (getattr(error, 'stderr', None) or str(error)).strip().splitlines()
+            raise UserError(f'npm cannot fetch {package} ({why[-1] if why else "npm pack failed"}): install npm, or '
+                            f'name a folder that has the package') from None
+        with tarfile.open(os.path.join(place, f'{"-".join(RUNTIME)}.tgz')) as tar:
+            return {name: tar.extractfile(f'package/dist/{name}').read() for name in RUNTIME_FILES}
 
 
 def page_files(model, graphs, ort):
