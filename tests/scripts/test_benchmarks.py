@@ -158,6 +158,19 @@ def test_your_images_are_trained_at_the_rate_that_did_not_get_worse():
     assert len(gains) >= 3 and gains[rate] == max(gains.values()) and gains[rate] > 0
 
 
+def test_fine_tuning_starts_from_weights_that_have_not_seen_the_photographs(tmp_path):
+    def checkpoint(name, **args):
+        data = {'name': 'image-folder', 'args': {'root_path': './load/photos/train', **args}}
+        torch.save({'model': {'name': 'liif', 'args': {}, 'sd': {}}, 'config': {'train_dataset': {'dataset': data}}},
+                   tmp_path / name)
+        return str(tmp_path / name)
+
+    fine_tuning.check_start(checkpoint('some.pth', split_file='configs/budget/photos.json'))
+    with pytest.raises(utils.UserError, match='--init: .*has seen all photographs'):
+        fine_tuning.check_start(checkpoint('all.pth'))
+    assert fine_tuning.STEPS == 25  # as in the committed table, which has 125 after 5 epochs
+
+
 def test_pages_show_the_committed_results():
     written = table.pages()
     assert len(written) == 4 and all(text in read(page) and len(text) > 100 for page, _, text in written)
