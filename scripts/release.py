@@ -6,8 +6,8 @@ Writes model.pth (float32, without optimizer; it loads like any checkpoint), con
 and SHA256SUMS. README.md, the model card, gets the content of run.json between two markers; the text around them is
 kept. Running the command again replaces all of it.
 
---blend averages with other weights, such as those the run started from: the mean of both is often better than either
-(Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022). --facts writes run.json and log.txt only: what
+--blend interpolates: (1 - SHARE) * run + SHARE * M.pth. The result is often better than either (Wortsman et al.,
+"Robust fine-tuning of zero-shot models", CVPR 2022). --facts writes run.json and log.txt only: what
 docs/budget.md needs of a run whose weights are not published.
 """
 import hashlib
@@ -28,6 +28,7 @@ from engine.runtime import Parser, run_program
 from utils import TIME_UNITS, UserError, atomic_write, counted, replace_between, time_text
 
 MODEL, CARD, CURVE, RUN = 'model.pth', 'README.md', 'curve.png', 'run.json'
+VALIDATION = 'validation PSNR, RGB, crops at x1 to x4'
 
 
 def main(argv=None):
@@ -35,13 +36,15 @@ def main(argv=None):
     parser.add_argument('run', help='a run folder, such as save/_1h')
     parser.add_argument('output', help='a folder, such as weights/edsr-baseline-liif')
     parser.add_argument('--ema', action='store_true', help="the run's averaged weights, instead of the last ones")
-    parser.add_argument('--blend', nargs=2, metavar=('M.pth', 'SHARE'), help='average with other weights, of which the '
-                        'share, between 0 and 1, is given')
+    parser.add_argument('--blend', nargs=2, metavar=('M.pth', 'SHARE'), help='interpolate: (1 - SHARE) * run + SHARE * '
+                        'M.pth, such as the weights it started from')
     parser.add_argument('--facts', action='store_true', help='write run.json and log.txt only')
     args = parser.parse_args(argv)
 
     path = os.path.join(args.run, LAST)
     checkpoint = load_checkpoint(path)
+    if not checkpoint.get('config'):
+        raise UserError(f'{path} holds no config: give a run folder of train_liif.py')
     done, expected = checkpoint['epoch'], checkpoint['config']['epoch_max']
     if done < expected:
         raise UserError(f'{path} has {done} of {counted(expected, "epoch")}: train to the end first (--resume)')
@@ -53,6 +56,8 @@ def main(argv=None):
     known = {'run': os.path.basename(os.path.abspath(args.run)).lstrip('_'), **facts(checkpoint, log, args.ema)}
     if args.blend:
         known['weights'] += ', blended with {1} of {0}'.format(*args.blend)
+        if VALIDATION in known:
+            known[f'{VALIDATION}, before blending'] = known.pop(VALIDATION)
 
     os.makedirs(args.output, exist_ok=True)
     if not args.facts:  # first, since matplotlib may be missing
@@ -122,8 +127,8 @@ def facts(checkpoint, log, ema):
             known['time'] += f', with {counted(len(begun) - 1, "interruption")}'
     if begun:
         known['date, commit'] = f'{begun[0][0]}, {begun[0][1]}'
-    if psnr:
-        known['validation PSNR, RGB, crops at x1 to x4'] = f'{psnr[-1]} dB'
+    if psnr and not ema:  # of the last weights
+        known[VALIDATION] = f'{psnr[-1]} dB'
     return known
 
 

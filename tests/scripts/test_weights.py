@@ -146,6 +146,7 @@ def test_release_of_a_run(tmp_path, monkeypatch):
         assert all(torch.equal(found['model']['sd'][name], value) for name, value in wanted.items())
         assert set(found) == {'model', 'epoch', 'data_norm', 'config'} and found['data_norm'] == trained['data_norm']
         card = (target / 'README.md').read_text()
+        assert ('| validation PSNR, RGB, crops at x1 to x4 |' in card) != bool(flags)  # it is that of the last weights
         assert '| 12 (4 epochs of 3) |' in card and ('decay 0.9' in card) == bool(flags) and '| seed | 0 |' in card
         (target / 'README.md').write_text('Mine.\n' + card.replace('| seed | 0 |', '') + 'Licence.\n')
     assert card.startswith('Mine.\n') and card.endswith('Licence.\n')
@@ -156,7 +157,12 @@ def test_release_of_a_run(tmp_path, monkeypatch):
     other, found = (load_checkpoint(str(path))['model']['sd'] for path in (tmp_path / earlier, target / 'model.pth'))
     for name, value in trained['model']['sd'].items():
         assert torch.allclose(found[name], 0.75 * value + 0.25 * other[name], atol=1e-6), name
-    assert f'blended with 0.25 of {earlier} |' in (target / 'README.md').read_text()
+    card = (target / 'README.md').read_text()
+    assert f'blended with 0.25 of {earlier} |' in card and ', before blending |' in card
     release.main(['save/_c', str(tmp_path / 'facts'), '--facts'])
     assert sorted(os.listdir(tmp_path / 'facts')) == ['log.txt', 'run.json']
     assert '12 (4 epochs of 3)' in (tmp_path / 'facts' / 'run.json').read_text()
+    del trained['config']
+    torch.save(trained, tmp_path / 'save' / '_c' / 'epoch-last.pth')
+    with pytest.raises(UserError, match='holds no config'):
+        release.main(['save/_c', str(target)])
