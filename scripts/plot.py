@@ -6,7 +6,7 @@
 
 psnr takes what test.py --suite wrote, files or folders, and shows every model in them with the published numbers;
 `test.py --suite continuous` measures at scales from x1 to x30. training draws over epochs, with --minutes over the time
-of the run (its last part, when it was interrupted). cost takes what benchmarks/run.py wrote.
+of the run, all its parts added up when it was interrupted. cost takes what benchmarks/run.py wrote.
 """
 import math
 import os
@@ -56,7 +56,7 @@ def psnr_curves(paths, data=None):
     runs = tables.read_results(paths)
     found = sorted({run['data'] for run in runs})
     if data is None and len(found) > 1 or data is not None and data not in found:
-        raise UserError(f'--data: found {data}, expected one of {", ".join(found)}, which the results are of')
+        raise UserError(f'--data: the results are of {", ".join(found)}: choose one')
     curves, rows = {}, {}
     for run in runs:
         vertical, horizontal = case_factor(run['scale'])
@@ -85,20 +85,32 @@ def training_curves(folders, minutes=False):
     for folder in folders:
         try:
             with open(os.path.join(folder, LOG), encoding='utf-8') as f:
-                epochs = {int(m.group(1)): m for m in map(EPOCH.match, f) if m}
+                epochs = read_epochs(f)
         except OSError as error:
             raise UserError(f'{folder} has no {LOG} ({error.strerror}): give run folders, such as save/_NAME') from None
         if not epochs:
             raise UserError(f'{os.path.join(folder, LOG)} has no complete epoch, expected at least one: wait for the '
                             f'first to end')
         name = os.path.basename(os.path.normpath(folder)).lstrip('_')
-        points = [(float(m.group(4)) * TIME_UNITS[m.group(5)] / 60 if minutes else epoch, m)
-                  for epoch, m in sorted(epochs.items())]
+        points = [(seconds / 60 if minutes else epoch, m) for epoch, (seconds, m) in sorted(epochs.items())]
         losses[name] = [(x, float(m.group(2))) for x, m in points]
         measured = [(x, float(m.group(3))) for x, m in points if m.group(3)]
         if measured:
             psnr[name] = measured
     return losses, psnr
+
+
+def read_epochs(lines):
+    """{epoch: (seconds since the run first began, match of EPOCH)} of a log, each of whose parts counts from its own
+    start; of an epoch that was repeated, the last."""
+    epochs, before, seconds = {}, 0, 0
+    for line in lines:
+        if line.startswith('begun at'):
+            before = seconds
+        elif m := EPOCH.match(line):
+            seconds = before + float(m.group(4)) * TIME_UNITS[m.group(5)]
+            epochs[int(m.group(1))] = seconds, m
+    return epochs
 
 
 def cost_curves(paths):
@@ -140,6 +152,8 @@ def draw(panels):
     except ImportError:
         raise UserError('figures need matplotlib: pip install matplotlib') from None
     panels = [panel for panel in panels if panel[2]]
+    if not panels:
+        raise UserError('found nothing to draw in these files, expected at least one finite value')
     figure = Figure(figsize=(7 * len(panels), 4.5), layout='constrained')
     for axes, (x_label, y_label, curves, options) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         for label, points in curves.items():

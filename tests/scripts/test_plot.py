@@ -16,6 +16,8 @@ def test_psnr_curves(tmp_path):
     curves = plot.psnr_curves([str(tmp_path / 'r.json')])
     with pytest.raises(UserError, match='DIV2K'):
         plot.psnr_curves([str(tmp_path / 'r.json')], 'Set5')
+    with pytest.raises(UserError, match='nothing to draw'):
+        plot.draw([('x', 'y', {}, {})])
     assert curves['RDN-LIIF'] == [(2.0, 34.0), (30.0, 20.0)]
     assert curves['RDN-LIIF (published)'][0] == (2.0, 34.99) and curves['Bicubic (published)'][0] == (2.0, 31.01)
     assert set(curves) == {'RDN-LIIF', *(f'{row} (published)' for row in ('RDN-LIIF', 'EDSR-baseline-LIIF', 'Bicubic'))}
@@ -25,12 +27,12 @@ def test_training_curves(tmp_path):
     (tmp_path / '_run').mkdir()
     (tmp_path / '_run' / 'log.txt').write_text(
         'model: liif\nepoch 1/3: rate 0.001, loss 0.250000, val psnr 24.5000 (best 24.5000), 1.0s of 3.0s\n'
-        'epoch 2/3: rate 0.001, loss 0.200000, 2.0s of 3.0s\nresuming from x\n'
-        'epoch 2/3: rate 0.001, loss 0.190000, 2.0s of 3.0s\n')
+        'epoch 2/3: rate 0.001, loss 0.200000, 2.0s of 3.0s\nbegun at x\n'
+        'epoch 2/3: rate 0.001, loss 0.190000, 0.5s of 3.0s\n')
     losses, psnr = plot.training_curves([str(tmp_path / '_run')])
     assert losses == {'run': [(1, 0.25), (2, 0.19)]} and psnr == {'run': [(1, 24.5)]}
     losses, psnr = plot.training_curves([str(tmp_path / '_run')], minutes=True)
-    assert losses == {'run': [(1 / 60, 0.25), (2 / 60, 0.19)]} and psnr == {'run': [(1 / 60, 24.5)]}
+    assert losses == {'run': [(1 / 60, 0.25), (2.5 / 60, 0.19)]} and psnr == {'run': [(1 / 60, 24.5)]}
     with pytest.raises(UserError, match='log.txt'):
         plot.training_curves([str(tmp_path)])
 
