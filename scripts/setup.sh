@@ -53,7 +53,7 @@ install_files() {
   touch "$stamp"
 }
 
-# An interrupted run leaves a .venv without pip, a Python that was removed leaves one that does not start.
-.venv/bin/python -c 'import pip' 2> /dev/null || make_venv
+# An interrupted run, and some tools, leave a .venv without pip; a Python that was removed, one that does not start.
+.venv/bin/python -c 'import pip' 2> /dev/null || .venv/bin/python -m ensurepip > /dev/null 2>&1 || make_venv
 install_files "${@:-requirements.txt}"
 PYTHON=.venv/bin/python

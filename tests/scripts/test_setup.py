@@ -62,6 +62,17 @@ def test_installs_once(clone):
 
 
 @posix
+def test_an_environment_without_pip_gets_it_and_stays(clone):
+    python = clone.path / '.venv' / 'bin' / 'python'
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\ncase "$*" in *"import pip"*) [ -e pip ];; *ensurepip*) touch pip;; esac\n')
+    python.chmod(0o755)
+    (clone.path / '.venv' / 'mine').touch()
+    assert clone().returncode == 0
+    assert (clone.path / 'pip').exists() and (clone.path / '.venv' / 'mine').exists()
+
+
+@posix
 def test_failed_install_is_tried_again(clone):
     failed = clone(pip=1)
     assert failed.returncode == 2 and failed.stderr.splitlines()[-1].startswith('error: pip could not install')
