@@ -57,6 +57,7 @@ def main(argv=None):
     parser.add_argument('--sets', nargs='+', metavar='NAME=FOLDER', help=f'images; default: {SETS[0]}, and more')
     parser.add_argument('--output', default=RESULTS, help='a folder; default: benchmarks/results, and the page')
     args = parser.parse_args(argv)
+    os.makedirs(args.output, exist_ok=True)
     exact = load_renderer(None, gpu='0' if args.device == 'cuda' else 'cpu', precision='float32')
     for part in [args.only] if args.only else PARTS:
         sets, scales, ways = PARTS[part]

@@ -23,12 +23,13 @@ def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument('image')
     parser.add_argument('--output', required=True, help='.gif, .mp4, .webm; without suffix: a folder of PNG frames')
-    parser.add_argument('--start', type=int, default=32, help='the first size, of the longer side, in pixels; 32')
-    parser.add_argument('--end', type=int, default=640, help='the last one; 640')
+    parser.add_argument('--start', type=int, default=32, help='the first size, of the longer side, in pixels; default: '
+                        '32')
+    parser.add_argument('--end', type=int, default=640, help='the last one; default: 640')
     parser.add_argument('--input-size', type=int, metavar='N', help='first reduce the image to N pixels on its longer '
                         'side, which is all that the model sees')
-    parser.add_argument('--seconds', type=float, default=6, help='how long; 6')
-    parser.add_argument('--fps', type=float, default=12.5, help='frames a second; 12.5')
+    parser.add_argument('--seconds', type=float, default=6, help='how long; default: 6')
+    parser.add_argument('--fps', type=float, default=12.5, help='frames a second; default: 12.5')
     add_model_arguments(parser)
     args = parser.parse_args(argv)
 

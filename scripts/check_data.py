@@ -14,7 +14,7 @@ import datasets
 from datasets.check import problems
 from engine.config import load_config, read_yaml
 from engine.runtime import Parser, run_program
-from utils import UserError
+from utils import UserError, counted
 
 SECTIONS = ('train_dataset', 'val_dataset', 'test_dataset')
 ROOTS = ('root_path', 'root_path_1', 'root_path_2')
@@ -29,7 +29,7 @@ def main(argv=None):
     config = load_config(args.config, args.set, kind=kind, check_paths=False)
     found = sum(check_section(section, config[section]) for section in SECTIONS if config.get(section))
     if found:
-        raise UserError(f'{found} problem{"s" * (found > 1)} found in the data of {args.config}, listed above')
+        raise UserError(f'{counted(found, "problem")} found in the data of {args.config}, listed above')
     print('everything can be used')
 
 
@@ -41,7 +41,7 @@ def check_section(section, spec):
     for path in (dataset['args'][key] for key in ROOTS if key in dataset['args']):
         try:
             folder = datasets.make({'name': 'image-folder', 'args': {'root_path': path, **options}})
-            print(f'{section}: {folder.distinct} images of {path}')
+            print(f'{section}: {counted(folder.distinct, "image")} of {path}')
         except UserError as error:
             found.append(str(error))
     try:

@@ -34,15 +34,15 @@ def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument('image')
     parser.add_argument('--output', required=True, help='the figure, .png, .jpg or .webp')
-    parser.add_argument('--scale', type=float, default=4, help='4')
+    parser.add_argument('--scale', type=float, default=4, help='default: 4')
     parser.add_argument('--input-only', action='store_true', help='the image is the input, there is no ground truth')
     parser.add_argument('--region', type=numbers('region'), metavar='X,Y,W,H',
                         help='the inset, in pixels of the input; default: where there is most detail')
-    parser.add_argument('--width', type=int, default=1680, help='of the figure, in pixels; 1680')
+    parser.add_argument('--width', type=int, default=1680, help='of the figure, in pixels; default: 1680')
     add_model_arguments(parser, precision='float32')
     args = parser.parse_args(argv)
 
-    positive('scale', args.scale), positive('width', args.width, least=299, most=20_000)
+    positive('scale', args.scale, most=1e9), positive('width', args.width, least=299, most=20_000)
     low, truth = inputs(to_tensor(args.image), args.scale, args.input_only)
     h, w = low.shape[-2:]
     size = truth.shape[-2:] if truth is not None else (max(1, round(h * args.scale)), max(1, round(w * args.scale)))
@@ -111,8 +111,7 @@ def render(scenes, low, truth, size, region, width):
 def shown(img, cell):
     """An inset in a cell (H, W). Enlarging repeats its pixels, so the figure adds no smoothness."""
     image = Image.fromarray(to_numpy(quantize(img, torch.uint8)))
-    small = image.width >= cell[1]
-    if small:
+    if image.width >= cell[1]:
         return image.resize(cell[::-1], Image.LANCZOS)
     times = -(-cell[1] // image.width)
     image = image.resize((image.width * times, image.height * times), Image.NEAREST)

@@ -14,7 +14,7 @@ import _path
 
 from datasets.imresize import KERNELS, make_lr_folder, parse_scale
 from engine.runtime import Parser, run_program
-from utils import UserError
+from utils import UserError, counted
 
 
 def main(argv=None):
@@ -36,7 +36,7 @@ def main(argv=None):
     for problem in bad:
         print(problem, file=sys.stderr)
     if bad:
-        raise UserError(f'{len(bad)} images could not be made smaller, as listed above')
+        raise UserError(f'{counted(len(bad), "image")} could not be made smaller, as listed above')
 
 
 def default_output(folder, kernel):

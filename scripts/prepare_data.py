@@ -33,7 +33,7 @@ from datasets.fetch import download, read_members
 from datasets.imresize import in_processes, make_lr_folder
 from engine.checkpoint import PUBLISHED, WEIGHTS, parse_checkpoint, save_checkpoint
 from engine.runtime import Parser, run_program
-from utils import UserError, atomic_write
+from utils import UserError, atomic_write, counted
 
 SCALES = [(2.0, 2.0), (3.0, 3.0), (4.0, 4.0)]
 IMAGE = r'\.(?:' + '|'.join(suffix[1:] for suffix in FORMATS) + ')$'
@@ -401,8 +401,8 @@ def place(sources, folder, rule, args, needed=True):
                 placed += 1
                 bar.update()
     if args.sources and needed and not placed:
-        raise UserError(f'{", ".join(args.sources)}: none of the layouts known for {args.name} is in there; they are '
-                        f'listed by --help')
+        raise UserError(f'--from: found no file of {args.name} in {", ".join(args.sources)}, expected a layout of '
+                        f'--help')
     if not args.sources:
         for source in sources:
             os.unlink(source)
@@ -432,7 +432,7 @@ def report(folder, wanted, problems):
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
-        raise UserError(f'{len(problems)} images could not be used, as listed above')
+        raise UserError(f'{counted(len(problems), "image")} could not be used, as listed above')
 
 
 DATA_SETS = {'div2k': div2k, 'benchmark': benchmark, 'celebAHQ': celeba_hq, 'photos': photos, 'sample': sample,

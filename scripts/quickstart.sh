@@ -12,11 +12,7 @@ echo '== 2. Photographs (load/sample)'
 "$PYTHON" scripts/sample_photos.py
 
 echo '== 3. Training (save/_quickstart): a small LIIF on five photographs'
-if [ -e save/_quickstart ]; then
-  "$PYTHON" train_liif.py --config configs/quickstart.yaml --resume
-else
-  "$PYTHON" train_liif.py --config configs/quickstart.yaml
-fi
+"$PYTHON" train_liif.py --config configs/quickstart.yaml --resume
 
 echo '== 4. Measuring and enlarging photographs it has not seen (out/quickstart)'
 "$PYTHON" test.py --suite samples --model bicubic LIIF=save/_quickstart/epoch-last.pth --output out/quickstart

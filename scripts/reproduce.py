@@ -128,12 +128,12 @@ def reproduce(numbers, rows, args):
     sys.stdout.flush()
     if args.plan:
         return
-    problems = [problem for problem in map(train, jobs, [args] * len(jobs)) if problem]
+    problems = [problem for job in jobs if (problem := train(job, args))]
     device = select_device((args.gpu or '').split(',')[0] or None)
     for number in numbers:
         problems += make_table(number, rows, {job.name: job for job in jobs}, device, args)
     if problems:
-        raise UserError(f'{len(problems)} parts are not complete: ' + '; '.join(problems))
+        raise UserError(f'{counted(len(problems), "part")} incomplete: ' + '; '.join(problems))
 
 
 class Job:

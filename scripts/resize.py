@@ -15,7 +15,7 @@ from PIL import Image
 from datasets.images import BadImage, cores, read_image
 from datasets.imresize import imresize, in_processes, list_images
 from engine.runtime import Parser, run_program
-from utils import UserError, atomic_write
+from utils import UserError, atomic_write, counted
 
 
 def main(argv=None):
@@ -32,9 +32,9 @@ def main(argv=None):
     problems = sorted(problem for problem in results if problem)
     for problem in problems:
         print(problem, file=sys.stderr)
-    print(f'{len(jobs) - len(problems)} images resized')
+    print(f'{counted(len(jobs) - len(problems), "image")} resized')
     if problems:
-        raise UserError(f'{len(problems)} of {len(jobs)} images could not be resized, listed above')
+        raise UserError(f'{len(problems)} of {counted(len(jobs), "image")} could not be resized, listed above')
 
 
 def list_jobs(source, output, sizes):

@@ -71,6 +71,15 @@ def save(image, alpha, path):
         os.replace(temporary, path)
 
 
+def resolution(text):
+    """(H, W) of 'H,W'."""
+    try:
+        height, width = (int(n) for n in text.split(','))
+    except ValueError:
+        raise ValueError(f'--resolution: found {text!r}, expected height,width such as 1080,1920') from None
+    return height, width
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('image')
@@ -82,20 +91,24 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     try:
+        if os.path.splitext(args.output)[1].lower() not in Image.registered_extensions():
+            raise ValueError(f'--output: found {args.output!r}, expected a name that ends in .png, .jpg or .webp')
+        if args.resolution is not None:
+            height, width = resolution(args.resolution)
         image, alpha = read(args.image)
         if args.scale is not None:
             height, width = (round(n * args.scale) for n in image.shape[:2])
-        else:
-            height, width = (int(n) for n in args.resolution.split(','))
         if min(height, width) < 1:
             raise ValueError(f'the output would be {width}x{height} pixels, expected at least 1 each')
         save(upscale(*load(args.graphs), image, (height, width)), alpha, args.output)
     except Exception as error:
         # What the user can fix: files, sizes, graphs (onnxruntime's errors have no common class).
-        if not isinstance(error, (OSError, ValueError, OverflowError)) \
+        if not isinstance(error, (OSError, ValueError, OverflowError, MemoryError)) \
                 and not type(error).__module__.startswith('onnxruntime'):
             raise
-        print('error:', str(error).splitlines()[0], file=sys.stderr)
+        lines = ['there is not enough memory: choose a smaller size'] if isinstance(error, MemoryError) \
+            else str(error).splitlines()
+        print('error:', lines[0], file=sys.stderr)
         sys.exit(2)
     print(f'{args.output}: {width}x{height} from {image.shape[1]}x{image.shape[0]}')
 

@@ -28,11 +28,11 @@ def main(argv=None):
     parser.add_argument('image')
     parser.add_argument('--output', required=True, help='.mp4, .gif, .webm; without suffix: a folder of PNG frames')
     parser.add_argument('--centre', metavar='X,Y', help='where to, in source pixels; default: the middle')
-    parser.add_argument('--factor', type=float, default=30, help='how far; 30')
-    parser.add_argument('--seconds', type=float, default=8, help='how long; 8')
-    parser.add_argument('--fps', type=float, default=30, help='frames a second; 30')
+    parser.add_argument('--factor', type=float, default=30, help='how far; default: 30')
+    parser.add_argument('--seconds', type=float, default=8, help='how long; default: 8')
+    parser.add_argument('--fps', type=float, default=30, help='frames a second; default: 30')
     parser.add_argument('--size', type=numbers('resolution'), metavar='H,W', default=(480, 640),
-                        help='of a frame, in pixels; 480,640')
+                        help='of a frame, in pixels; default: 480,640')
     parser.add_argument('--side-by-side', action='store_true', help='two halves that show the same place, the left '
                         'one by bicubic interpolation')
     parser.add_argument('--back', action='store_true', help='zoom out again, for a GIF that loops')
@@ -41,7 +41,7 @@ def main(argv=None):
 
     size = args.size
     check_size(size)
-    positive('factor', args.factor, most=10_000)
+    positive('factor', args.factor, least=1, most=10_000)
     count = max(2, round(positive('seconds', args.seconds, most=3600) * positive('fps', args.fps, most=240)))
     img = to_tensor(args.image)
     centre = parse_centre(args.centre, img.shape[-2:])
@@ -88,7 +88,7 @@ def zoom_path(source, size, centre, factor):
 
     def region(t):
         shrink = factor ** -t  # from 1 to 1 / factor
-        share = (1 - shrink) / (1 - 1 / factor) if factor != 1 else t
+        share = (1 - shrink) / (1 - 1 / factor)
         return (left + (last_left - left) * share, top + (last_top - top) * share, width * shrink, height * shrink)
     return region
 

@@ -43,7 +43,8 @@ def axis_nodes(n, tile, steps):
     count = min(TILE, n + 1 - first)
     node = torch.arange(count * steps + 1, dtype=torch.float64)  # (pieces * steps + 1,)
     coord = -1 + 2 * (first - 0.5 + node / steps) / n
-    # Upon the last centre both sides take the same code at distance zero, and all four areas vanish: keep off it.
+    # At the last centre both sides pick the same code at distance zero and all four areas vanish: shift that node
+    # slightly.
     coord[(coord - (1 - 1 / n)).abs() < 1e-9] -= 2e-6
     return coord.float()
 

@@ -32,8 +32,8 @@ def main(argv=None):
                         'Whoever reaches it can see the images')
     parser.add_argument('--port', type=int, default=8000, help='0: any free one; default: 8000')
     parser.add_argument('--open', action='store_true', help='open the page in the browser of this machine')
-    parser.add_argument('--max-upload', type=float, default=64, metavar='MB', help='largest file that the page may open, in MB; '
-                        'default: 64')
+    parser.add_argument('--max-upload', type=float, default=64, metavar='MB', help='largest file that the page '
+                        'may open, in MB; default: 64')
     parser.add_argument('--max-pixels', type=float, default=40, metavar='MP', help='largest image, in million pixels; '
                         'default: 40')
     args = parser.parse_args(argv)

@@ -78,7 +78,7 @@ def test_what_is_there_is_not_replaced(tmp_path):
 
 
 def test_nothing_known_in_the_source(tmp_path):
-    with pytest.raises(UserError, match='none of the layouts known for benchmark'):
+    with pytest.raises(UserError, match='--from: found no file of benchmark'):
         prepare(tmp_path, 'benchmark', '--from', write_zip(tmp_path / 'x.zip', {'cats/1.png': png(9, 9)}))
 
 
@@ -233,7 +233,7 @@ def test_photos(tmp_path, capsys, monkeypatch):
     (train / tiles[2]).unlink()
     before = (train / tiles[1]).stat().st_mtime_ns
     damaged = write_folder(tmp_path / 'c', {'100039.jpg': png(9, 9)[:50]})
-    with pytest.raises(UserError, match='1 images could not be used'):
+    with pytest.raises(UserError, match='1 image could not be used'):
         prepare(tmp_path, 'photos', '--from', archive, damaged)
     assert '100039.jpg cannot be read' in capsys.readouterr().err
     assert sorted(os.listdir(train)) == sorted(['100007.png', '1028637.png', *tiles])

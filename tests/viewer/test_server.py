@@ -220,7 +220,8 @@ def test_one_file_is_decoded_at_a_time(served, monkeypatch):
     ('/render', {'rows': 0}, 400), ('/render', {'rows': 200_000}, 400), ('/render', {'x': -1}, 400),
     ('/render', {'w': 'nan'}, 400), ('/render', {'w': 201}, 400), ('/render', {'h': 0}, 400),
     ('/render', {'id': 'x'}, 410), ('/render', {'model': 'x'}, 400), ('/render', {'columns': '1e9'}, 400),
-    ('/render', {'rows': 1, 'columns': 100_001}, 400), ('/tile', {'model': 'x', 'row': 0, 'column': 0, 'steps': 3}, 400),
+    ('/render', {'rows': 1, 'columns': 100_001}, 400),
+    ('/tile', {'model': 'x', 'row': 0, 'column': 0, 'steps': 3}, 400),
     ('/tile', {'row': 5, 'column': 0, 'steps': 3}, 400), ('/tile', {'row': -1, 'column': 0, 'steps': 3}, 400),
     ('/tile', {'row': 0, 'column': 0, 'steps': 9}, 400), ('/tile', {'row': 0, 'column': 'x', 'steps': 3}, 400)])
 def test_senseless_requests_are_refused(served, path, change, status):
