@@ -210,7 +210,7 @@ def test_the_kind_of_a_file_chooses_the_weights_until_a_hand_does(chromium, tmp_
         show('a.jpg')
         assert page.page.input_value('#model') == 'clean' and not [url for url in asked if '/model' in url]
         # Of two models chosen in a row the second is used, though the first takes longer.
-        page.page.route('**/model?name=photo', held.append)
+        page.page.route('**/model?name=photo', lambda route: held.append(route))
         page.page.select_option('#model', 'photo')
         page.page.select_option('#model', 'clean')
         release(page, held, '**/model?name=photo')
@@ -236,7 +236,7 @@ def png(size):
 
 def test_of_two_files_the_last_is_shown(page):
     held = []
-    page.page.route('**/pictures?name=slow.png', held.append)
+    page.page.route('**/pictures?name=slow.png', lambda route: held.append(route))
     page.drop('slow.png', png(60))
     page.drop('other.png', png(90))
     page.page.wait_for_selector('#name:has-text("other.png")')
