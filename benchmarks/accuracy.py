@@ -54,8 +54,10 @@ def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument('--only', choices=PARTS, help='default: both')
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
-    parser.add_argument('--sets', nargs='+', metavar='NAME=FOLDER', help=f'images; default: {SETS[0]}, and more')
-    parser.add_argument('--output', default=RESULTS, help='a folder; default: benchmarks/results, and the page')
+    parser.add_argument('--sets', nargs='+', metavar='NAME=FOLDER', help=f'folders of images; default: '
+                        f'{" ".join(SETS)}, for precision the first alone')
+    parser.add_argument('--output', default=RESULTS, help='a folder for the JSON files; default: benchmarks/results, '
+                        'and the tables in docs/speed.md and README.md are written')
     args = parser.parse_args(argv)
     os.makedirs(args.output, exist_ok=True)
     exact = load_renderer(None, gpu='0' if args.device == 'cuda' else 'cpu', precision='float32')

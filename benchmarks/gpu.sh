@@ -88,7 +88,8 @@ for section in "${sections[@]}"; do
   step "measure-$section" "$python" benchmarks/run.py --device "$device" --output "$output/speed.json" --only $section \
     ${quick:+--quick}
 done
-step precision "$python" benchmarks/accuracy.py --only precision --device "$device" --sets valid="$valid" --output "$output"
+step precision "$python" benchmarks/accuracy.py --only precision --device "$device" --sets valid="$valid" \
+  --output "$output"
 if [ "$device" = cpu ] || [ "$gpus" -gt 1 ]; then
   step ranks ranks
 else

@@ -43,7 +43,7 @@ def decode_table(result):
             cells += [*(seconds(sum(part[side].values())) for side in SIDES), *times(part['ratio'])]
         rows.append(cells + times(case['bf16']['ratio_to_textbook_float32']))
     return markdown(['decode', 'textbook, float32', 'here, float32', 'ratio', 'textbook, bf16', 'here, bf16', 'ratio',
-                     'bf16 here to float32 textbook'], rows)
+                     'float32 textbook / bf16 here'], rows)
 
 
 def limits_table(result):
@@ -51,8 +51,8 @@ def limits_table(result):
     rows = [[size_of(case), *(cell for part in (case[name] for name in PRECISIONS) for cell in (
         f'{part["decoder_gflops"]:.0f} of {part["product_gflops"]:.0f} ({part["share_of_product"]:.0%})',
         *times(part['ratio_both_keep'])))] for case in result['cases']]
-    return markdown(['decoder', 'GFLOP/s of plain products\', float32', 'ratio, both keep memory',
-                     'GFLOP/s of plain products\', bf16', 'ratio, both keep memory'], rows)
+    return markdown(['decoder', 'GFLOP/s, of what plain products reach, float32', 'ratio, both keep memory',
+                     'GFLOP/s, of what plain products reach, bf16', 'ratio, both keep memory'], rows)
 
 
 def train_table(result):
@@ -115,7 +115,7 @@ def lattice_summary(results, accuracy):
                   for row in results['lattice']['result']['decode']}
         loss = max(row[name]['loss'] for row in accuracy) if name in DENSITIES else 0
         rows.append([label, *times(*(faster[scale] for scale in (8, 12, 30))), f'{loss:.3f} dB'])
-    return markdown([f'decode, speed on {results["machine"]["name"]}', 'x8', 'x12', 'x30', 'loss of a mean'], rows)
+    return markdown([f'decode, speed on {results["machine"]["name"]}', 'x8', 'x12', 'x30', 'largest mean loss'], rows)
 
 
 TABLES = {'decode': [decode_table, limits_table], 'train': [train_table],

@@ -27,7 +27,7 @@ from engine.runtime import Parser, run_program
 from utils import UserError, calc_psnr
 
 METHODS = ('nearest', 'bilinear', 'bicubic')
-ASPECTS = 0.75, 2  # between which an inset that is chosen here has the aspect of the image
+ASPECTS = 0.75, 2  # the inset has the aspect of the image, but none beyond these
 
 
 def main(argv=None):
