@@ -12,7 +12,7 @@ from viewer.lattice import CLIP, STEPS, TILE, lattice_tile, splines, tiles
 
 
 def tile_of_graphs(parts, img, row, column, steps, halo):
-    """A tile of the lattice as viewer/page/worker.js makes it, in float32: (rows, columns, 3)."""
+    """A tile of the lattice as viewer/local/worker.js makes it, in float32: (rows, columns, 3)."""
     (h, w), side = img.shape[-2:], static.BLOCK * TILE + 1
     top, left = (place // static.BLOCK * static.BLOCK * TILE - 1 for place in (row, column))  # of the block's codes
     window, mask = torch.full((1, 3, side + 2 * halo, side + 2 * halo), 0.7), torch.zeros(1, 1, *2 * [side + 2 * halo])
