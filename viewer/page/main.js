@@ -560,7 +560,7 @@ function slide(to) {
   divider = clamp(to, 0, 1);
   redraw();
   clearTimeout(timer);
-  timer = setTimeout(remember, STILL);
+  timer = setTimeout(document.body.dataset.state === 'moving' ? settled : remember, STILL);
 }
 $('divider').onpointerdown = event => { $('divider').setPointerCapture(event.pointerId); event.preventDefault(); };
 $('divider').onpointermove = event => {
