@@ -6,9 +6,9 @@ Writes model.pth (float32, without optimizer; it loads like any checkpoint), con
 and SHA256SUMS. README.md, the model card, gets the content of run.json between two markers; the text around them is
 kept. Running the command again replaces all of it.
 
---blend interpolates: (1 - SHARE) * run + SHARE * M.pth. The result is often better than either (Wortsman et al.,
-"Robust fine-tuning of zero-shot models", CVPR 2022). --facts writes run.json and log.txt only: what
-docs/budget.md needs of a run whose weights are not published.
+--blend interpolates: (1 - SHARE) * run + SHARE * M.pth, and measures the result on the validation samples of the run:
+it is often better than either (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022). --facts writes
+run.json and log.txt only: what docs/budget.md needs of a run whose weights are not published.
 """
 import hashlib
 import json
@@ -22,7 +22,9 @@ from _path import ROOT
 
 import torch
 
-from engine.checkpoint import LAST, SUMS, load_checkpoint, save_checkpoint, choose_weights
+from engine.checkpoint import LAST, SUMS, build_model, load_checkpoint, save_checkpoint, choose_weights
+from engine.evaluation.evaluate import eval_psnr
+from engine.training.loop import open_data
 from engine.training.run_folder import CONFIG, LOG
 from engine.runtime import Parser, run_program
 from utils import TIME_UNITS, UserError, atomic_write, counted, replace_between, time_text
@@ -58,6 +60,7 @@ def main(argv=None):
         known['weights'] += ', blended with {1} of {0}'.format(*args.blend)
         if VALIDATION in known:
             known[f'{VALIDATION}, before blending'] = known.pop(VALIDATION)
+            known[f'{VALIDATION}, after it'] = f'{validated(checkpoint, weights, path):.4f} dB'
 
     os.makedirs(args.output, exist_ok=True)
     if not args.facts:  # first, since matplotlib may be missing
@@ -90,6 +93,16 @@ def blended(weights, path, share):
     if {name: value.shape for name, value in others.items()} != {name: value.shape for name, value in weights.items()}:
         raise UserError(f'{path} is of another model than the run: give weights of the same one')
     return {name: torch.lerp(value, others[name].float(), share) for name, value in weights.items()}
+
+
+def validated(checkpoint, weights, path):
+    """PSNR in dB of weights on the validation samples of the run, in float32. Raises UserError without the data."""
+    config = checkpoint['config']
+    loader = open_data(config, 'val_dataset', torch.device('cpu'), workers=0)
+    model = build_model({**checkpoint['model'], 'sd': weights}, path)
+    psnr = eval_psnr(loader, model, config['data_norm'], config['eval_type'], config['eval_bsize'])
+    print(f'validation PSNR of the blend: {psnr:.4f} dB')
+    return psnr
 
 
 def draw_curve(run, path):

@@ -158,7 +158,7 @@ def test_release_of_a_run(tmp_path, monkeypatch):
     for name, value in trained['model']['sd'].items():
         assert torch.allclose(found[name], 0.75 * value + 0.25 * other[name], atol=1e-6), name
     card = (target / 'README.md').read_text()
-    assert f'blended with 0.25 of {earlier} |' in card and ', before blending |' in card
+    assert f'blended with 0.25 of {earlier} |' in card and ', before blending |' in card and ', after it |' in card
     release.main(['save/_c', str(tmp_path / 'facts'), '--facts'])
     assert sorted(os.listdir(tmp_path / 'facts')) == ['log.txt', 'run.json']
     assert '12 (4 epochs of 3)' in (tmp_path / 'facts' / 'run.json').read_text()
