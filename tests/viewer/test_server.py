@@ -323,7 +323,6 @@ def test_failures_are_answered_and_printed(served, monkeypatch, capfd, error, wo
 def test_a_file_that_is_refused_gets_its_answer(served):
     """Although the sender first sends all of it: a connection that is closed with unread bytes is reset."""
     _, port = served
-    body = bytes(10_000_000)
     for path, headers, status in (('/nothing', {}, 404), ('/pictures', {'Origin': 'http://evil.example'}, 403)):
         for _ in range(5):
             found, data, _ = ask(port, path, 'POST', bytes(199_000), headers)
