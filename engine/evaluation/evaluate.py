@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from datasets.batch import unpack
+from datasets.loader import all_pixels, unpack
 from engine.config import parse_eval_type
 from engine.runtime import autocast, model_device
 from models import decodes_grids
-from utils import Averager, UserError, axis_coord, calc_psnr, denormalize, make_coord, normalize
+from utils import Averager, UserError, axis_coord, calc_psnr, denormalize, normalize
 
 
 class Measured(NamedTuple):
@@ -110,7 +110,7 @@ def predict(model, inp, batch, eval_bsize=None):
             y, x = (axis_coord(n, device=inp.device) for n in (h, w))
             rgb = model.decode_grid(model.encode(inp), y, x, cell[0, 0], chunk=eval_bsize)  # (B, 3, H, W)
             return rgb.flatten(2).transpose(1, 2)  # (B, H * W, 3)
-        coord = make_coord((h, w), device=inp.device).expand(len(inp), h * w, 2)
+        coord = all_pixels(batch)
     cell = cell.expand_as(coord)
     if eval_bsize is None:
         return model(inp, coord, cell)

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 import datasets
-from datasets.batch import unpack
 from datasets.check import changes, check_batches, check_headers, file_list
-from datasets.loader import closing_workers, keyed_rng, make_loader
+from datasets.loader import all_pixels, closing_workers, keyed_rng, make_loader, unpack
 from engine import distributed
 from engine.checkpoint import load_checkpoint, model_path
 from engine.runtime import StopSignals, autocast, code_version, describe_device, keep_freed_memory
@@ -22,7 +21,7 @@ from engine.optim import LOSSES, learning_rate
 from engine.training.monitor import Monitor, Stopped
 from engine.training.state import State
 from engine.training.validation import measure_start, validate
-from utils import counted, make_coord, normalize
+from utils import counted, normalize
 
 
 log = logging.getLogger('liif')
@@ -161,9 +160,3 @@ def seed_globals(*key):
     random.seed(int(rng.integers(2 ** 63)))
     np.random.seed(int(rng.integers(2 ** 32)))
     torch.manual_seed(int(rng.integers(2 ** 63)))
-
-
-def all_pixels(batch):
-    """Coordinates of every pixel, for a batch without `coord`: (B, H * W, 2)."""
-    coord = make_coord(batch['size'][0].tolist(), device=batch['inp'].device)  # (H * W, 2)
-    return coord.expand(len(batch['inp']), *coord.shape)

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 import datasets
-from datasets.batch import unpack
 from datasets.images import BadImage
-from datasets.loader import BatchSampler, default_workers, make_loader
+from datasets.loader import BatchSampler, default_workers, make_loader, unpack
 from tests.image_files import folder, make_folder, make_pairs
 from utils import UserError, make_coord
 

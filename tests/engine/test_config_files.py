@@ -14,8 +14,7 @@ from PIL import Image
 
 import datasets
 import models
-from datasets.batch import unpack
-from datasets.loader import make_loader
+from datasets.loader import make_loader, unpack
 from engine.config import load_config, read_yaml
 from engine.evaluation.evaluate import eval_psnr
 from engine.optim import learning_rate

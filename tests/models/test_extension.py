@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader
 
 import datasets
 import models
-from datasets.batch import unpack
-from datasets.loader import make_loader
+from datasets.loader import make_loader, unpack
 from engine.config import load_config
 from engine.evaluation.evaluate import eval_psnr
 from engine.rendering.renderer import Renderer

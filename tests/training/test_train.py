@@ -16,7 +16,7 @@ from PIL import Image
 
 import test
 import train_liif
-from datasets.batch import unpack
+from datasets.loader import unpack
 from engine.checkpoint import load_checkpoint, load_model
 from engine.config import load_config
 from engine.optim import learning_rate, make_optimizer
