@@ -45,6 +45,23 @@ def test_there_are_weights_and_one_of_them_is_the_default():
     assert FOLDERS and os.path.dirname(default_model()) in FOLDERS
 
 
+def test_committed_results_are_of_the_weights_as_they_are():
+    """What stands in README and docs, found by the file that a result names."""
+    found = {}
+    for pattern in ('weights/**/*.json', 'benchmarks/results/**/*.json'):
+        for path in glob.glob(os.path.join(ROOT, pattern), recursive=True):
+            with open(path, encoding='utf-8') as f:
+                runs = json.load(f)
+            for run in runs.get('runs', []) if isinstance(runs, dict) and 'budget' not in path else []:
+                if run['model'].get('file', '').startswith('weights/edsr'):
+                    found.setdefault(run['model']['file'], set()).add((run['model']['sha256'], path))
+    assert len(found) == 2
+    for file, results in found.items():
+        with open(os.path.join(ROOT, os.path.dirname(file), SUMS)) as f:
+            digest = f.read().split()[0]
+        assert [path for sha256, path in results if sha256 != digest] == []
+
+
 def test_default_weights(tmp_path, checkpoints, monkeypatch, capsys):
     with pytest.raises(UserError, match='no weights come with this copy.*quickstart'):
         weights.default_model(str(tmp_path))
