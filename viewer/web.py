@@ -15,7 +15,7 @@ import types
 import urllib.parse
 
 from engine.rendering.png import write_png
-from engine.runtime import explain
+from engine.runtime import explain, out_of_memory
 from utils import UserError
 from viewer.images import Gone
 
@@ -95,7 +95,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True  # nobody listens any more
         except Exception as error:
             traceback.print_exc()
-            self.refuse(500, explain(error) or 'the viewer failed; its terminal says why')
+            self.refuse(500, 'the memory is not enough for this: open a smaller image' if out_of_memory(error) else
+                        explain(error) or 'the viewer failed; its terminal says why')
 
     def is_foreign(self):
         """Whether a page of another site sent this request."""

@@ -305,7 +305,7 @@ def test_codes_of_few_images_are_held(served, tmp_path):
 
 
 @pytest.mark.parametrize('error, words', [(RuntimeError('odd'), 'its terminal says why'),
-                                          (torch.OutOfMemoryError('no room'), 'no room')])
+                                          (torch.OutOfMemoryError('no room'), 'open a smaller image')])
 def test_failures_are_answered_and_printed(served, monkeypatch, capfd, error, words):
     viewer, port = served
 
