@@ -66,8 +66,8 @@ def test_keys(page):
     assert page.page.get_attribute('#beside', 'aria-pressed') == 'true'
     keyboard.press('c')
     keyboard.press('n')
-    assert page.page.text_content('#method') == 'nearest' and page.page.text_content('.tag.before') == 'nearest'
     page.finished()
+    assert page.page.text_content('#method') == 'nearest' and page.page.text_content('.tag.before') == 'nearest'
     page.page.evaluate('liif.zoomTo(8, 400, 300)')
     view = page.finished()
     x, y, _, _ = region(view)
