@@ -121,10 +121,10 @@ def unpack(batch, device):
     return {**out, 'size': batch.get('size')}
 
 
-def all_pixels(batch):
-    """Coordinates of every pixel, (B, H * W, 2), for an unpacked batch without `coord`."""
-    coord = make_coord(batch['size'][0].tolist(), device=batch['inp'].device)  # (H * W, 2)
-    return coord.expand(len(batch['inp']), *coord.shape)
+def all_pixels(inp, size):
+    """Coordinates of every pixel, (B, H * W, 2), for a batch without `coord`. inp: (B, 3, h, w); size: (B, 2)."""
+    coord = make_coord(size[0].tolist(), device=inp.device)  # (H * W, 2)
+    return coord.expand(len(inp), *coord.shape)
 
 
 class _Loader(DataLoader):

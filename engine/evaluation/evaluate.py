@@ -110,7 +110,7 @@ def predict(model, inp, batch, eval_bsize=None):
             y, x = (axis_coord(n, device=inp.device) for n in (h, w))
             rgb = model.decode_grid(model.encode(inp), y, x, cell[0, 0], chunk=eval_bsize)  # (B, 3, H, W)
             return rgb.flatten(2).transpose(1, 2)  # (B, H * W, 3)
-        coord = all_pixels(batch)
+        coord = all_pixels(inp, batch['size'])
     cell = cell.expand_as(coord)
     if eval_bsize is None:
         return model(inp, coord, cell)

@@ -108,7 +108,7 @@ def batch_loss(net, config, batch):
     norm = config['data_norm'] or {}
     inp = normalize(batch['inp'], norm.get('inp'), 1).contiguous(memory_format=torch.channels_last)  # (B, 3, h, w)
     gt = normalize(batch['gt'], norm.get('gt'), -1)  # (B, Q, 3)
-    coord = all_pixels(batch) if batch['coord'] is None else batch['coord']  # (B, Q, 2)
+    coord = all_pixels(inp, batch['size']) if batch['coord'] is None else batch['coord']  # (B, Q, 2)
     with autocast(inp.device, config['precision']):
         pred = net(inp, coord, batch['cell'].expand_as(coord))  # (B, Q, 3)
     return LOSSES[config['loss'] or 'l1'](pred.float(), gt)

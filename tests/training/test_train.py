@@ -81,7 +81,7 @@ def test_all_pixels_as_queries_give_the_loss_of_their_coordinates(config):
     batch = unpack(next(iter(loader_of(config))), CPU)
     assert batch['coord'] is None
     losses = []
-    for coord in (None, loop.all_pixels(batch)):
+    for coord in (None, loop.all_pixels(batch['inp'], batch['size'])):
         torch.manual_seed(0)
         state = State(config, CPU, 3)
         losses.append(loop.train_step(state.model, state, {**batch, 'coord': coord}, 1e-3)[0].item())
