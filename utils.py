@@ -71,8 +71,9 @@ class Registry:
     def make(self, spec, args=None):
         """Build what `spec` = {name, args} names; `args` are added to, and win over, the spec's own.
 
-        The spec is not changed, nor shared with what is built. Raises UserError for a malformed spec, an unknown
-        name, and arguments that the constructor does not take or lacks.
+        The spec is not changed, nor shared with what is built. As in a config, null means the default. Raises UserError
+        for a malformed spec, an unknown name, arguments that the constructor does not take or lacks, and values that
+        their annotations do not accept.
         """
         if not isinstance(spec, dict) or not isinstance(spec.get('name'), str):
             raise UserError(f'a {self.kind} spec is {{name: ..., args: {{...}}}}, found {show(spec)}')
@@ -87,6 +88,15 @@ class Registry:
         except TypeError as error:
             raise UserError(f'{self.kind} {spec["name"]!r}: {error}; it takes {", ".join(signature.parameters)}') \
                 from None
+        for name, kind in value_types(thing).items():
+            value = merged.get(name)
+            value = list(value) if isinstance(value, tuple) else \
+                os.fspath(value) if isinstance(value, os.PathLike) else value
+            if name not in merged or kind.accepts(value):
+                continue
+            if value is not None or signature.parameters[name].default is inspect.Parameter.empty:
+                raise UserError(f'{self.kind} {spec["name"]!r}: {name}: found {show(value)}, expected {kind.text}')
+            del merged[name]
         return thing(**merged)
 
 
@@ -168,6 +178,20 @@ def Spec(role):
 
 
 FLAG = ValueType('true or false', lambda v: isinstance(v, bool), {'type': 'boolean'})
+
+
+def parameters_of(thing):
+    """The parameters of a class or function by name; None for compiled code, which may not tell them."""
+    for eval_str in (True, False):  # an annotation that is text may fail in any way when it is evaluated
+        with contextlib.suppress(Exception):
+            return dict(inspect.signature(thing, eval_str=eval_str).parameters)
+    return None
+
+
+def value_types(thing):
+    """{name: ValueType} of the parameters of a class or function that are annotated with one."""
+    return {name: note for name, parameter in (parameters_of(thing) or {}).items()
+            for note in getattr(parameter.annotation, '__metadata__', ()) if isinstance(note, ValueType)}
 
 
 # Coordinates.

@@ -17,7 +17,6 @@ holds every sum exactly, in any order.
 import functools
 import io
 import math
-import typing
 import zlib
 from dataclasses import replace
 from typing import Annotated
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from PIL import Image
 
-from utils import Integer, ListOf, Number, OneOf, UserError
+from utils import Integer, ListOf, Number, OneOf, value_types
 
 from .datasets import register
 from .wrappers import (Augment, Candidates, SampleQ, ScaleMax, ScaleMin, SmallImages, SRImplicitDownsampled,
@@ -56,8 +55,7 @@ class SRImplicitDegraded(SRImplicitDownsampled):
     """`sr-implicit-downsampled` with degraded inputs; the ground truth stays clean.
 
     The arguments up to candidates are as there, but inp_size is required; each of the others is described where it
-    is declared. Probabilities but clean_prob apply to the samples that do not stay clean. Raises UserError for values
-    outside of the declared ranges and for reversed ranges.
+    is declared. Probabilities but clean_prob apply to the samples that do not stay clean.
     """
 
     def __init__(self, dataset, inp_size: Annotated[int, Integer(1, 2 ** 16), 'side of the input, a random crop'],
@@ -79,14 +77,8 @@ class SRImplicitDegraded(SRImplicitDownsampled):
                  quality: Annotated[list, QUALITY, 'quality of JPEG and WebP'] = (30, 95),
                  webp_prob: Annotated[float, PROBABILITY, 'share of WebP among the compressed'] = 0.1,
                  subsampling_prob: Annotated[float, PROBABILITY, 'share of JPEG with chroma halved (4:2:0)'] = 0.7):
-        own = {name: list(value) if isinstance(value, tuple) else value for name, value in locals().items()
-               if name in OWN}
+        own = {name: value for name, value in locals().items() if name in OWN}
         super().__init__(dataset, inp_size, scale_min, scale_max, augment, sample_q, small_images, candidates)
-        if inp_size is None:
-            raise UserError('inp_size: found nothing, expected the side of the input')
-        for name, value in own.items():
-            if not OWN[name].accepts(value):
-                raise UserError(f'{name}: found {value!r}, expected {OWN[name].text}')
         self.degradation = own
 
     def reduce(self, hr, h, w, rng):
@@ -125,9 +117,7 @@ class SRImplicitDegraded(SRImplicitDownsampled):
         return image
 
 
-OWN = {name: typing.get_args(hint)[1] for name, hint in
-       typing.get_type_hints(SRImplicitDegraded.__init__, include_extras=True).items()
-       if name.endswith(('_prob', '_sigma')) or name in ('kernels', 'quality')}  # argument: its ValueType
+OWN = value_types(SRImplicitDegraded).keys() - value_types(SRImplicitDownsampled).keys()  # the arguments added here
 FIXED = {'blur_sigma': Number(0, 100), 'noise_sigma': Number(0, 255), 'quality': Integer(1, 100)}
 
 

@@ -39,10 +39,7 @@ class ImageFolder(Dataset):
     def __init__(self, root_path: Annotated[str, Path('folder'), 'folder of images'], split_file: SplitFile = None,
                  split_key: SplitKey = None, first_k: FirstK = None, repeat: Repeat = 1, cache: Cache = 'none',
                  max_pixels: MaxPixels = MAX_PIXELS):
-        check_int('first_k', first_k, optional=True)
-        check_int('repeat', repeat)
-        check_int('max_pixels', max_pixels, optional=True)
-        if not isinstance(root_path, (str, os.PathLike)) or not os.path.isdir(root_path):
+        if not os.path.isdir(root_path):
             raise UserError(f'image folder {str(root_path)!r} does not exist (looked for from {os.getcwd()}): correct '
                             f'root_path, or download the data set there')
         self.root, self.max_pixels, self.repeat = os.fspath(root_path), max_pixels, repeat
@@ -78,8 +75,7 @@ class ImageFolder(Dataset):
         return len(self.names)
 
     def fill_cache(self, cache):
-        """Make the cache 'none', 'in_memory' or 'bin'. Raises UserError for another word, and for a cache file that
-        cannot be written."""
+        """Make the cache 'none', 'in_memory' or 'bin'. Raises UserError for a cache file that cannot be written."""
         self.cached = None
         if cache == 'bin':
             from .pack import open_pack  # needs file locks, which not every system has
@@ -88,8 +84,6 @@ class ImageFolder(Dataset):
             sources = [os.path.join(self.root, name) for name in self.names]
             self.cached = list(tqdm(in_threads(self._read_or_none, sources), desc=f'reading {self.root}',
                                     total=len(sources), leave=False, disable=None))
-        elif cache != 'none':
-            raise UserError(f'cache is none, bin or in_memory, found {cache!r}')
 
     def _file(self, i):
         if not -len(self) <= i < len(self):
@@ -148,12 +142,6 @@ class PairedImageFolders(Dataset):
 def to_float(image):
     """uint8 (H, W, C) to float32 (C, H, W) in [0, 1]."""
     return torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32, order='C')).div_(255)
-
-
-def check_int(name, value, optional=False):
-    """Raise UserError unless the argument is a whole number of at least 1 (or None, when optional)."""
-    if not (optional and value is None) and (type(value) is not int or value < 1):
-        raise UserError(f'{name} is a whole number of at least 1{" or null" if optional else ""}, found {value!r}')
 
 
 def _read_split(root, split_file, split_key):

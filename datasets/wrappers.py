@@ -10,7 +10,6 @@ returns the small form that travels to the device, a dict of tensors:
 `wrapper[i]` is the published form: the same as floats in [0, 1], with coord (Q, 2) and cell (Q, 2) written out.
 """
 import functools
-import math
 import random
 from typing import Annotated
 
@@ -22,17 +21,15 @@ from torch.utils.data import Dataset
 from utils import FLAG, Integer, Number, OneOf, UserError, axis_coord, make_coord
 
 from .datasets import register
-from .image_folder import check_int
 from .images import BadImage
 from .imresize import lr_size
 
 
-SMALL_IMAGES = ('stop', 'fit')
 # Arguments of several wrappers.
 InpSize = Annotated[int, Integer(1, 2 ** 16), 'side of the input, a random crop; null: the whole image']
 ScaleMin = Annotated[float, Number(1, 1024), 'smallest factor by which the image is reduced']
 ScaleMax = Annotated[float, Number(1, 1024), 'largest factor, drawn uniformly; null: scale_min']
-SmallImages = Annotated[str, OneOf(*SMALL_IMAGES), 'image smaller than the largest crop: stop, or fit (smaller scales)']
+SmallImages = Annotated[str, OneOf('stop', 'fit'), 'image smaller than the largest crop: stop, or fit (smaller scales)']
 Augment = Annotated[bool, FLAG, 'random flips and transposition']
 SampleQ = Annotated[int, Integer(1), 'random pixels queried in a sample; null: all']
 Candidates = Annotated[int, Integer(1, 1000), 'random crops drawn, of which the most detailed one is kept']
@@ -44,9 +41,6 @@ class Wrapper(Dataset):
     sample can have."""
 
     def __init__(self, dataset, augment, sample_q):
-        if not isinstance(augment, bool):
-            raise UserError(f'augment is true or false, found {augment!r}')
-        check_int('sample_q', sample_q, optional=True)
         self.dataset, self.augment, self.sample_q = dataset, augment, sample_q
 
     def __len__(self):
@@ -108,15 +102,9 @@ class SRImplicitDownsampled(Wrapper):
                  scale_min: ScaleMin = 1, scale_max: ScaleMax = None, augment: Augment = False,
                  sample_q: SampleQ = None, small_images: SmallImages = 'stop', candidates: Candidates = 1):
         super().__init__(dataset, augment, sample_q)
-        check_int('inp_size', inp_size, optional=True)
-        check_int('candidates', candidates)
         scale_max = scale_min if scale_max is None else scale_max
-        for name, scale in (('scale_min', scale_min), ('scale_max', scale_max)):
-            _check_positive(name, scale)
         if scale_max < scale_min:
             raise UserError(f'scale_max {scale_max} is less than scale_min {scale_min}')
-        if small_images not in SMALL_IMAGES:
-            raise UserError(f'small_images is one of {", ".join(SMALL_IMAGES)}, found {small_images!r}')
         if None not in (inp_size, sample_q) and sample_q > round(inp_size * scale_min) ** 2:
             raise UserError(f'sample_q {sample_q} is more than the {round(inp_size * scale_min) ** 2} pixels of the '
                             f'smallest crop (inp_size {inp_size}, scale_min {scale_min}): lower it')
@@ -179,7 +167,6 @@ class SRImplicitPaired(Wrapper):
 
     def __init__(self, dataset, inp_size: InpSize = None, augment: Augment = False, sample_q: SampleQ = None):
         super().__init__(dataset, augment, sample_q)
-        check_int('inp_size', inp_size, optional=True)
         self.inp_size = inp_size
 
     def sample(self, index, rng):
@@ -240,9 +227,6 @@ class SRImplicitUniformVaried(Wrapper):
                  sample_q: SampleQ = None):
         super().__init__(dataset, augment, sample_q)
         size_max = size_min if size_max is None else size_max
-        for name, size in (('size_min', size_min), ('size_max', size_max)):
-            _check_positive(name, size)
-        check_int('gt_resize', gt_resize, optional=True)
         self.size_min, self.size_max, self.gt_resize = size_min, size_max, gt_resize
         least = gt_resize or max(1, round(min(size_min, size_max)))
         if sample_q is not None and sample_q > least ** 2:
@@ -318,11 +302,6 @@ def _axis(n):
 
 def _copy(view):
     return torch.from_numpy(np.array(view, order='C'))  # a cache's pixels are never shared
-
-
-def _check_positive(name, value):
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise UserError(f'{name} is a positive number, found {value!r}')
 
 
 def _name(path):

@@ -8,7 +8,6 @@ configs/schema.json, by which editors complete and check YAML files.
     python -m engine.schema --write    rewrites docs/configs.md and configs/schema.json
 """
 import argparse
-import contextlib
 import inspect
 import json
 import os
@@ -24,7 +23,7 @@ import models
 from engine import ROOT
 from engine.arguments import PRECISIONS
 from engine.optim import LOSSES, optimizers, schedules
-from utils import Integer, ListOf, Number, OneOf, Spec, Text, ValueType, atomic_write, is_number
+from utils import (Integer, ListOf, Number, OneOf, Spec, Text, ValueType, atomic_write, is_number, parameters_of)
 
 
 REGISTRIES = {'dataset': datasets.registry, 'wrapper': datasets.registry, 'model': models.registry,
@@ -126,14 +125,6 @@ class Key(NamedTuple):
     kind: Any
     default: Any
     meaning: str
-
-
-def parameters_of(thing):
-    """The parameters of a class or function by name; None for compiled code, which may not tell them."""
-    for eval_str in (True, False):  # an annotation that is text may fail in any way when it is evaluated
-        with contextlib.suppress(Exception):
-            return dict(inspect.signature(thing, eval_str=eval_str).parameters)
-    return None
 
 
 def keys_of(thing):

@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 from torch import nn
 
-from utils import FLAG, Integer, Number, OneOf, UserError
+from utils import FLAG, Integer, Number, OneOf
 
 
 # Arguments of several encoders.
@@ -44,10 +44,7 @@ class Upsampler(nn.Sequential):
         layers = []
         if scale == 3:
             layers = [conv(n_feats, 9 * n_feats), nn.PixelShuffle(3)]
-        elif isinstance(scale, int) and scale > 0 and scale & (scale - 1) == 0:
+        else:
             for _ in range(int(math.log2(scale))):
                 layers += [conv(n_feats, 4 * n_feats), nn.PixelShuffle(2)]
-        else:
-            raise UserError(f'scale: found {scale!r}, expected 3 or a power of two; for any other scale train LIIF '
-                            f'with no_upsampling: true')
         super().__init__(*layers)

@@ -4,7 +4,7 @@ from typing import Annotated
 import torch
 from torch import nn
 
-from utils import Integer, OneOf, UserError
+from utils import Integer, OneOf
 
 from .blocks import Features, NoUpsampling, conv
 from .models import register
@@ -50,8 +50,6 @@ class RDN(nn.Module):
                  scale: Annotated[int, OneOf(2, 3, 4), "factor of the encoder's up-sampler"] = 2,
                  no_upsampling: NoUpsampling = False):
         super().__init__()
-        if RDNconfig not in CONFIGS:
-            raise UserError(f'RDNconfig: found {RDNconfig!r}, expected {" or ".join(CONFIGS)}')
         n_blocks, n_convs, growth = CONFIGS[RDNconfig]
         self.no_upsampling = no_upsampling
         self.SFENet1 = conv(3, G0, RDNkSize)  # shallow feature extraction
@@ -70,11 +68,9 @@ class RDN(nn.Module):
     def _upsampler(G0, growth, kernel_size, scale):
         if scale in (2, 3):
             layers = [conv(G0, growth * scale ** 2, kernel_size), nn.PixelShuffle(scale)]
-        elif scale == 4:
+        else:
             layers = [conv(G0, growth * 4, kernel_size), nn.PixelShuffle(2),
                       conv(growth, growth * 4, kernel_size), nn.PixelShuffle(2)]
-        else:
-            raise UserError(f'scale: found {scale!r}, expected 2, 3 or 4 for an RDN with its own up-sampler')
         return nn.Sequential(*layers, conv(growth, 3, kernel_size))
 
     def forward(self, x):

@@ -63,13 +63,21 @@ def test_make_refuses_other_parameters():
     ('liif', 'a model spec is'),
     ({'name': 'mlp', 'args': [1]}, 'args is a mapping'),
     ({'name': 'edsr', 'args': {'n_blocks': 3}}, 'n_blocks.*it takes n_resblocks'),
-    ({'name': 'edsr', 'args': {'scale': 5}}, 'scale: found 5, expected 3 or a power of two'),
-    ({'name': 'rdn', 'args': {'scale': 8}}, 'scale: found 8, expected 2, 3 or 4'),
-    ({'name': 'rdn', 'args': {'RDNconfig': 'C'}}, "RDNconfig: found 'C', expected A or B"),
+    ({'name': 'edsr', 'args': {'scale': 5}}, 'scale: found 5, expected one of 1, 2, 3, 4, 8'),
+    ({'name': 'rdn', 'args': {'scale': 8}}, 'scale: found 8, expected one of 2, 3, 4'),
+    ({'name': 'rdn', 'args': {'RDNconfig': 'C'}}, "model 'rdn': RDNconfig: found 'C', expected one of A, B"),
 ])
 def test_bad_specs_say_what_is_wrong(spec, words):
     with pytest.raises(UserError, match=words):
         models.make(spec)
+
+
+def test_null_means_the_default():
+    """As in a config; other values reach the constructor as they are."""
+    assert len(models.make({'name': 'edsr-baseline', 'args': {'n_resblocks': None, 'n_feats': 4}}).body) == 17
+    assert models.make({'name': 'mlp', 'args': {'out_dim': 3, 'hidden_list': (5, 6)}}, {'in_dim': 2}).layers[2].in_features == 5
+    with pytest.raises(UserError, match="model 'mlp': out_dim: found null, expected an integer from 1 to 65536"):
+        models.make({'name': 'mlp', 'args': {'in_dim': 2, 'out_dim': None, 'hidden_list': []}})
 
 
 def test_a_name_is_registered_once():
