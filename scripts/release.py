@@ -58,9 +58,10 @@ def main(argv=None):
     known = {'run': os.path.basename(os.path.abspath(args.run)).lstrip('_'), **facts(checkpoint, log, args.ema)}
     if args.blend:
         known['weights'] += ', blended with {1} of {0}'.format(*args.blend)
-        if VALIDATION in known:
-            known[f'{VALIDATION}, before blending'] = known.pop(VALIDATION)
-            known[f'{VALIDATION}, after it'] = f'{validated(checkpoint, weights, path):.4f} dB'
+    if VALIDATION in known and (args.ema or args.blend):
+        last = known.pop(VALIDATION)
+        known.update({f'{VALIDATION}, before blending': last} if args.blend else {})
+        known[f'{VALIDATION}, after it' if args.blend else VALIDATION] = f'{validated(checkpoint, weights, path):.4f} dB'
 
     os.makedirs(args.output, exist_ok=True)
     if not args.facts:  # first, since matplotlib may be missing
@@ -101,7 +102,7 @@ def validated(checkpoint, weights, path):
     loader = open_data(config, 'val_dataset', torch.device('cpu'), workers=0)
     model = build_model({**checkpoint['model'], 'sd': weights}, path)
     psnr = eval_psnr(loader, model, config['data_norm'], config['eval_type'], config['eval_bsize'])
-    print(f'validation PSNR of the blend: {psnr:.4f} dB')
+    print(f'validation PSNR of these weights: {psnr:.4f} dB')
     return psnr
 
 
@@ -140,7 +141,7 @@ def facts(checkpoint, log, ema):
             known['time'] += f', with {counted(len(begun) - 1, "interruption")}'
     if begun:
         known['date, commit'] = f'{begun[0][0]}, {begun[0][1]}'
-    if psnr and not ema:  # of the last weights
+    if psnr:
         known[VALIDATION] = f'{psnr[-1]} dB'
     return known
 

@@ -5,6 +5,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -155,6 +156,7 @@ def test_release_of_a_run(tmp_path, monkeypatch):
     trained = load_checkpoint(str(tmp_path / 'save' / '_c' / 'epoch-last.pth'))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(release, 'draw_curve', functools.cache(release.draw_curve))  # starts a process: once
+    measured = []
     for flags, wanted in (([], trained['model']['sd']), (['--ema'], trained['ema'])):
         release.main(['save/_c', str(target), *flags])
         assert sorted(os.listdir(target)) == ['README.md', SUMS, 'config.yaml', 'curve.png', 'log.txt', 'model.pth',
@@ -163,10 +165,11 @@ def test_release_of_a_run(tmp_path, monkeypatch):
         assert all(torch.equal(found['model']['sd'][name], value) for name, value in wanted.items())
         assert set(found) == {'model', 'epoch', 'data_norm', 'config'} and found['data_norm'] == trained['data_norm']
         card = (target / 'README.md').read_text()
-        assert ('| validation PSNR, RGB, crops at x1 to x4 |' in card) != bool(flags)  # it is that of the last weights
+        measured.append(re.search(r'validation PSNR, RGB, crops at x1 to x4 \| ([\d.]+) dB', card)[1])
         assert '| 12 (4 epochs of 3) |' in card and ('decay 0.9' in card) == bool(flags) and '| seed | 0 |' in card
         (target / 'README.md').write_text('Mine.\n' + card.replace('| seed | 0 |', '') + 'Licence.\n')
     assert card.startswith('Mine.\n') and card.endswith('Licence.\n')
+    assert f'val psnr {measured[0]} ' in out and measured[1] != measured[0]  # each of its weights
     earlier = 'save/_c/epoch-2.pth'
     done = program(script, 'save/_c', str(target), '--blend', earlier, '2', cwd=tmp_path)
     assert done.returncode == 2 and 'a share between 0 and 1' in done.stderr and done.stderr.count('\n') == 1
