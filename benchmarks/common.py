@@ -53,8 +53,9 @@ def image_pairs(folder, scale, kernels=('matlab',), first=None):
 
 
 def machine(device=torch.device('cpu')):
-    """What the numbers depend on."""
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu_name()
+    """What the numbers depend on. A CPU's name includes the widest vectors it has: one product name may cover several."""
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else \
+        f'{cpu_name()} ({torch.backends.cpu.get_cpu_capability()})'
     return {'device': device.type, 'name': name, 'cpus': os.cpu_count(), 'threads': torch.get_num_threads(),
             'load': round(os.getloadavg()[0], 2),
             'versions': {'torch': torch.__version__, 'cuda': torch.version.cuda, 'python': platform.python_version(),

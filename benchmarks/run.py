@@ -57,7 +57,7 @@ def main(argv=None):
 
 
 def file_name(info):
-    """'Intel(R) Xeon(R) Processor' on a CPU -> cpu-intel-xeon."""
+    """'Intel(R) Xeon(R) Processor (AVX512)' on a CPU -> cpu-intel-xeon-avx512."""
     words = re.sub(r'\((r|tm)\)|@.*|\b(processor|cpu|nvidia|geforce|[0-9]+-core)\b', ' ', info['name'].lower())
     return '-'.join([info['device'], *re.findall(r'[a-z0-9]+', words)])
 

@@ -5,6 +5,7 @@ from typing import Annotated
 import torch
 from torch.optim.adam import adam
 
+from engine.runtime import has_bf16
 from utils import Integer, ListOf, Number
 
 
@@ -86,10 +87,11 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(x, iterations=5):
     """Matrices near U V^T, where x = U S V^T, by a Newton-Schulz iteration: their singular values lie in [0.6, 1.2].
 
-    x: (N, rows, columns). Returns bfloat16 (N, rows, columns); a zero matrix stays zero.
+    x: (N, rows, columns). Returns (N, rows, columns), bfloat16, or float32 on a device that would emulate it; a zero
+    matrix stays zero.
     """
     wide = x if x.shape[1] <= x.shape[2] else x.mT
-    wide = (wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
+    wide = (wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(torch.bfloat16 if has_bf16(x.device) else x.dtype)
     a, b, c = QUINTIC
     for _ in range(iterations):
         gram = wide @ wide.mT  # (N, rows, rows)

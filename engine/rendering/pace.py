@@ -4,6 +4,8 @@ import time
 
 import torch
 
+from engine.runtime import has_bf16
+
 
 class Pace:
     """Pixels per second that a renderer encodes and decodes, from a trial of a second or so."""
@@ -30,8 +32,8 @@ class Pace:
 
 def fastest(renderer):
     """The renderer, or one in bfloat16 if a trial at x4 is 1.5 times as fast with it; and its Pace."""
-    pace, device = Pace(renderer), renderer.device
-    if device.type == 'mps' or device.type == 'cuda' and not torch.cuda.is_bf16_supported(including_emulation=False):
+    pace = Pace(renderer)
+    if not has_bf16(renderer.device):
         return renderer, pace
     half = dataclasses.replace(renderer, precision='bf16')
     quick = Pace(half)

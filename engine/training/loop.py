@@ -16,7 +16,7 @@ from datasets.check import changes, check_batches, check_headers, file_list
 from datasets.loader import all_pixels, closing_workers, keyed_rng, make_loader, unpack
 from engine import distributed
 from engine.checkpoint import load_checkpoint, model_path
-from engine.runtime import StopSignals, autocast, code_version, describe_device, keep_freed_memory
+from engine.runtime import StopSignals, autocast, code_version, describe_device, has_bf16, keep_freed_memory
 from engine.optim import LOSSES, learning_rate
 from engine.training.monitor import Monitor, Stopped
 from engine.training.state import State
@@ -123,6 +123,9 @@ def begin(state, folder, device, checkpoint):
     processes = f', {distributed.world()} processes' if distributed.world() > 1 else ''
     log.info(f'model: {config["model"]["name"]}, {parameters:,} parameters, {config["precision"]}, '
              f'{describe_device(device)}{processes}, torch {torch.__version__}')
+    if config['precision'] == 'bf16' and not has_bf16(device):
+        log.warning(f'precision: bf16 is emulated on this {device.type.upper().replace("CUDA", "GPU")} and slow: stop, and '
+                    f'start again with --set precision=float32')
     log.info(f'begun at {time.strftime("%Y-%m-%d %H:%M:%S %z")} by code {code_version()}')
     if checkpoint is None and config['init']:
         log.info(f'starting from the weights of {config["init"]}')

@@ -16,12 +16,14 @@ def matrices(*shape, seed=0):
 
 
 @pytest.mark.parametrize('shape', [(64, 576), (256, 256), (256, 64), (3, 27), (30, 1), (1, 30)])
-def test_singular_values_become_one_and_singular_vectors_stay(shape):
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32], ids=str)
+def test_singular_values_become_one_and_singular_vectors_stay(shape, dtype, monkeypatch):
     """Against U V^T of the SVD, of matrices whose singular values differ by up to a factor of 100."""
+    monkeypatch.setattr('engine.muon.has_bf16', lambda device: dtype is torch.bfloat16)
     u, s, v = torch.linalg.svd(matrices(4, *shape), full_matrices=False)
     s = torch.logspace(-2, 0, s.shape[-1]).flip(0).expand_as(s)
     found = orthogonalize(u @ torch.diag_embed(s) @ v)
-    assert found.dtype == torch.bfloat16 and found.shape == (4, *shape)
+    assert found.dtype == dtype and found.shape == (4, *shape)
     values = torch.linalg.svdvals(found.float())
     assert 0.6 < values.min() and values.max() < 1.25
     core = u.mT @ found.float() @ v.mT  # diagonal, but for the rounding of bfloat16

@@ -138,17 +138,22 @@ def test_reductions_do_not_alias(upscale, options, size):
     assert np.ptp(pixels(upscale(stripes, *options))[4:8, 8:-8, 3]) < 40
 
 
-@pytest.mark.parametrize('gain, chosen', [(1.4, 'float32'), (1.6, 'bf16')])
-def test_the_precision_is_chosen_by_a_trial(tmp_path, checkpoints, monkeypatch, capsys, gain, chosen):
+@pytest.mark.parametrize('gain, native, chosen', [(1.4, True, 'float32'), (1.6, True, 'bf16'), (1.6, False, 'float32')])
+def test_the_precision_is_chosen_by_a_trial(tmp_path, checkpoints, monkeypatch, capsys, gain, native, chosen):
+    """native: whether the CPU computes in bf16; where it does not, no trial in bf16 is made: it would take long."""
+    tried = []
+
     class Pretended(pace.Pace):
         def __init__(self, renderer):
             self.tile, self.halo = None, 0
+            tried.append(renderer.precision)
             self.encode = self.decode = 100 * (gain if renderer.precision == 'bf16' else 1)
     monkeypatch.setattr(pace, 'Pace', Pretended)
+    monkeypatch.setattr(pace, 'has_bf16', lambda device: native)
     Image.fromarray(PHOTO).save(tmp_path / 'in.png')
     demo.main([str(tmp_path / 'in.png'), '--model', checkpoints['liif'], '--gpu', 'cpu'])
     said = capsys.readouterr().out
-    assert f'on cpu in {chosen}' in said
+    assert f'on cpu in {chosen}' in said and ('bf16' in tried) == native
     seconds = 41 * 63 * 17 / 100 / (gain if chosen == 'bf16' else 1)
     assert f'this takes about {seconds / 60:.0f} min' in said
     assert np.array_equal(pixels(tmp_path / 'in_x4.png'),
