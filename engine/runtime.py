@@ -182,7 +182,7 @@ def autocast(device, precision):
 
 def has_bf16(device):
     """Whether a device computes in bf16 itself. Elsewhere PyTorch emulates it: on a CPU without AVX-512 a convolution then
-    takes about 40 times as long as in float32."""
+    takes tens of times as long as in float32."""
     if device.type == 'cuda':
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == 'cpu' and torch.backends.cpu.get_cpu_capability() not in EMULATED

@@ -330,6 +330,17 @@ def test_a_loader_that_keeps_the_model_waiting_is_named(config, monkeypatch, cap
     assert 'waited for data 75% of the time' in caplog.messages[-1]
 
 
+@pytest.mark.parametrize('native, precision, warned', [(False, 'bf16', True), (False, 'float32', False),
+                                                       (True, 'bf16', False)])
+def test_emulated_bf16_is_warned_of(config, monkeypatch, caplog, native, precision, warned):
+    monkeypatch.setattr(log, 'handlers', [caplog.handler])
+    monkeypatch.setattr(loop, 'has_bf16', lambda device: native)
+    state = State({**config, 'precision': precision}, CPU, 3)
+    folder = types.SimpleNamespace(begin=lambda *args, **kwargs: None, open_curves=lambda epoch: None)
+    loop.begin(state, folder, CPU, None)
+    assert any('--set precision=float32' in message for message in caplog.messages) == warned
+
+
 def test_reliability_md_names_tests_that_exist():
     """Each in the file of its letter."""
     with open(os.path.join(ROOT, 'docs', 'reliability.md')) as f:
