@@ -15,7 +15,7 @@ import sys
 import time
 
 import engine  # noqa: F401 (before torch: how its threads wait)
-from engine.arguments import PRECISIONS, QUALITY, Parser, device, file_name, largest_scale, numbers, whole
+from engine.arguments import PRECISIONS, QUALITY, Parser, device, file_name, numbers, within
 
 
 SLOW = 30  # seconds from which an estimate is printed before the start
@@ -45,20 +45,20 @@ def parse_arguments(argv=None):
                           type=lambda text, kind=kind: (kind, numbers(kind)(text)))
     add('--region', metavar='X,Y,W,H', type=numbers('region'), help='render this part only, in pixels of the upright '
         'source, fractions allowed')
-    add('--cell-clip', nargs='?', type=largest_scale, const=4.0, metavar='S', help='beyond scale S (4: the largest of '
-        "the paper's training) keep the cell of S, as later work does")
+    add('--cell-clip', nargs='?', type=within(1, kind=float), const=4.0, metavar='S', help='beyond scale S (4: the '
+        "largest of the paper's training) keep the cell of S, as later work does")
     add('--self-ensemble', action='store_true', help='average over the eight flips and transposes: slightly better, 8 '
         'times slower')
     add('--decode', choices=['exact', 'lattice', 'auto'], help='lattice: an approximation, much faster far beyond x4 '
         '(docs/demo.md); auto: where it needs at most 60%% of the work; default: exact, for videos auto')
-    add('--lattice', type=whole(1, 32), metavar='G', help='density of the lattice, 1 to 32; default: 6; without '
+    add('--lattice', type=within(1, 32), metavar='G', help='density of the lattice, 1 to 32; default: 6; without '
         '--decode, it selects --decode lattice')
     add('--precision', default='auto', choices=['auto', *PRECISIONS], help='auto (default): bf16 if a trial is 1.5 '
         'times as fast with it, else float32; tf32 and fp16 are for GPUs; what overflows is redone in float32')
-    add('--tile', type=whole(1), metavar='N', help='encode in tiles of N source pixels; default: chosen by the memory')
+    add('--tile', type=within(1), metavar='N', help='encode in tiles of N source pixels; default: chosen by the memory')
     add('--gpu', type=device, help="a GPU's number, or cpu; default: the first GPU, else the CPU")
     add('--ema', action='store_true', help="use the checkpoint's averaged weights")
-    add('--quality', type=whole(1, 100), help='of JPEG, WebP and AVIF, 1 to 100 (100: lossless WebP); default: '
+    add('--quality', type=within(1, 100), help='of JPEG, WebP and AVIF, 1 to 100 (100: lossless WebP); default: '
         f'{QUALITY}')
     add('--overwrite', action='store_true', help='of several inputs, render again those written before; one input is '
         'always written to --output, also over an existing file')

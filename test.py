@@ -12,7 +12,7 @@ import sys
 
 from tqdm import tqdm
 
-from engine.arguments import PRECISIONS, largest_scale, whole
+from engine.arguments import PRECISIONS, within
 from engine.config import load_config
 from engine.evaluation import tables
 from engine.evaluation.evaluate import batched_predict, eval_psnr  # noqa: F401 (importable from here)
@@ -37,9 +37,9 @@ def main(argv=None):
     parser.add_argument('--data', metavar='ROOT', help='the folder of the data sets; default: ./load')
     parser.add_argument('--precision', choices=PRECISIONS, help="instead of the config's")
     parser.add_argument('--self-ensemble', action='store_true', help='average over the eight flips and transposes')
-    parser.add_argument('--tile', type=whole(1), metavar='N',
+    parser.add_argument('--tile', type=within(1), metavar='N',
                         help='encode in tiles of NxN input pixels, with less memory')
-    parser.add_argument('--cell-clip', nargs='?', type=largest_scale, const=4.0, metavar='S',
+    parser.add_argument('--cell-clip', nargs='?', type=within(1, kind=float), const=4.0, metavar='S',
                         help='beyond scale S (4, the largest in training) decode with the cell of S, as LTE does')
     parser.add_argument('--decode', choices=DECODES, default='exact',
                         help='lattice: an approximation, much faster at large scales (docs/evaluation.md); auto: where '
@@ -47,7 +47,7 @@ def main(argv=None):
     parser.add_argument('--ssim', action='store_true', help='also measure SSIM')
     parser.add_argument('--lpips', action='store_true', help='also measure LPIPS (package lpips and its weights)')
     parser.add_argument('--ema', action='store_true', help="use the checkpoints' averaged weights")
-    parser.add_argument('--workers', type=whole(0), help='processes that read images; default: chosen automatically')
+    parser.add_argument('--workers', type=within(0), help='processes that read images; default: chosen automatically')
     one = parser.add_argument_group('with --config')
     one.add_argument('--per-image', action='store_true', help='a line for each image')
     one.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE',

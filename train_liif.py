@@ -28,7 +28,7 @@ import os
 import sys
 
 from engine import distributed
-from engine.arguments import whole
+from engine.arguments import within
 from engine.checkpoint import parse_checkpoint, read_file
 from engine.config import load_config
 from engine.runtime import Parser, parse_gpus, run_program, select_device
@@ -56,7 +56,7 @@ def main(argv=None):
                         help='override keys of the config')
     parser.add_argument('--allow-change', action='append', default=[], metavar='KEY',
                         help='a key that may differ from the run that is resumed, such as epoch_max')
-    parser.add_argument('--workers', type=whole(0), help='processes that read images; default: chosen automatically')
+    parser.add_argument('--workers', type=within(0), help='processes that read images; default: chosen automatically')
     args = parser.parse_args(argv)
 
     config = load_config(args.config, args.set, kind='train')

@@ -123,7 +123,8 @@ class ValueType:
 
 def is_number(value, whole=False):
     """A finite number, true and false excluded (in Python they are integers)."""
-    return isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and \
+        abs(value) < math.inf
 
 
 def Integer(low, high=2 ** 31 - 1, odd=False):
@@ -366,6 +367,13 @@ def atomic_write(path, mode='wb', **kwargs):
         raise
 
 
+def write_file(path, data):
+    """Write bytes, or text as UTF-8, by `atomic_write`; the folder is made if it is missing."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with atomic_write(path) as f:
+        f.write(data.encode() if isinstance(data, str) else data)
+
+
 def replace_between(path, text, name):
     """Replace the text between the lines <!-- name:start --> and <!-- name:end --> of a file. Raises UserError for a
     file without them."""
@@ -375,8 +383,7 @@ def replace_between(path, text, name):
     start, end = (old.find(marker) for marker in markers)
     if not 0 <= start < end:
         raise UserError(f'{path} has no lines {markers[0]} and {markers[1]}: add them where the text belongs')
-    with atomic_write(path, 'w', encoding='utf-8') as f:
-        f.write(f'{old[:start]}{markers[0]}\n{text.rstrip()}\n{old[end:]}')
+    write_file(path, f'{old[:start]}{markers[0]}\n{text.rstrip()}\n{old[end:]}')
 
 
 def counted(number, noun):
@@ -384,8 +391,8 @@ def counted(number, noun):
     return f'{number:,} {noun}{"s" * (number != 1)}'
 
 
-# Helpers that the published code exports and decoders and scripts of the LIIF family import. Our programs use
-# engine/optim.py, logging and engine/training/run_folder.py instead, but for `time_text`.
+# Helpers of the published code, which decoders and scripts of the LIIF family import. Our programs use
+# engine/optim.py, logging and engine/training/run_folder.py instead, and of these only `time_text`.
 
 def make_optimizer(param_list, optimizer_spec, load_sd=False):
     """An optimizer of torch.optim by its name in lower case, such as 'adam' or 'sgd'.

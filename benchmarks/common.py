@@ -53,7 +53,7 @@ def image_pairs(folder, scale, kernels=('matlab',), first=None):
 
 
 def machine(device=torch.device('cpu')):
-    """What the numbers depend on. A CPU's name includes the widest vectors it has: one product name may cover several."""
+    """What the numbers depend on. A CPU's name includes its widest vectors, since one product name covers several."""
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else \
         f'{cpu_name()} ({torch.backends.cpu.get_cpu_capability()})'
     return {'device': device.type, 'name': name, 'cpus': os.cpu_count(), 'threads': torch.get_num_threads(),

@@ -76,8 +76,8 @@ def decode_cost(decode, scale, precision):
     if decode == 'lattice':
         codes = NODES ** 2 / scale ** 2  # evaluations per output pixel
         resampling = 2 * 3 * TAPS * (1 + NODES / scale)
-        # Written and read: values, with their bias, after either spline product, reordered; half-resampled strip.
-        # Result.
+        # Numbers written or read: values, the bias added, two spline products, the copy in another order, each both
+        # ways; the strip after the rows, both ways; the result.
         strip = 4 * 3 * (10 * codes + 2 * NODES / scale + 1)
         return codes * (one + [SPLINES, 0, 0]) + table + [resampling, strip, 0]
     cost = CORNERS * (one + [0, 4, 0]) + table + [0, 3 * 4, 0]  # the corner's weight; the result

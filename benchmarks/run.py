@@ -43,12 +43,12 @@ def main(argv=None):
         raise UserError(f'--only: found {args.only!r}, expected some of {",".join(SECTIONS)}')
     info = machine(device)
     path = args.output or result_path(file_name(info))
-    results = {**read(path), 'machine': info}  # sections not measured now stay
+    results = {'machine': info, **read(path)}  # sections not measured now stay
     for name in names:
         print(f'measuring {name} ...', file=sys.stderr, flush=True)
         load = round(os.getloadavg()[0], 2)
-        results[name] = {'date': datetime.date.today().isoformat(), 'quick': args.quick, 'load_before': load,
-                         'result': rounded(SECTIONS[name](device, args.quick))}
+        results[name] = {'date': datetime.date.today().isoformat(), 'quick': args.quick, 'machine': info,
+                         'load_before': load, 'result': rounded(SECTIONS[name](device, args.quick))}
         if args.output or not args.quick:
             write(path, results)
     print(table.report(results))

@@ -243,8 +243,8 @@ def measure_memory(device, quick):
 
 
 def memory_of(case, device, quick):
-    """On a CPU two chunks of the textbook formula stand for all, which need as much; the floats of the other rows,
-    which would wait for them, are added."""
+    """On a CPU two chunks of the textbook formula stand for all, since each needs the same memory; the floats of
+    the rows not computed, which a whole run would hold, are added."""
     (h, w, scale), rows = case, chosen_rows(case, device, 2 * TEXTBOOK_CHUNK)
     slow, fast = in_processes([('textbook', 'float32', False), ('render', 'float32', False)], device, quick, case=case,
                               rows=rows).values()

@@ -124,10 +124,14 @@ TABLES = {'decode': [decode_table, limits_table], 'train': [train_table],
 
 def report(results, sections=tuple(TABLES)):
     """The tables of what was measured on one device, in markdown."""
-    info = results['machine']
-    lines = [f'**{info["name"]}**, {counted(info["threads"], "thread")}, torch {info["versions"]["torch"]}']
-    return '\n\n'.join(lines + [make(results[name]['result']) for name in sections if name in results
-                                for make in TABLES[name]])
+    lines, last = [], None
+    for name in sections:
+        if name in results:
+            info = results[name].get('machine', results['machine'])
+            head = f'**{info["name"]}**, {counted(info["threads"], "thread")}, torch {info["versions"]["torch"]}'
+            lines += [head] * (head != last) + [make(results[name]['result']) for make in TABLES[name]]
+            last = head
+    return '\n\n'.join(lines)
 
 
 def pages():

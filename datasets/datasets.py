@@ -2,17 +2,13 @@
 
 Two kinds of thing share it. An image set offers `len`, `[i]` (float32 (3, H, W) in [0, 1], or a pair of them),
 `.image(i)` (uint8 (H, W, 3), or a pair), `.size(i)` ((H, W), or a pair; the pixels are not decoded) and `.path(i)`.
-A wrapper takes an image set as `dataset` and turns its images into `inp`, `coord`, `cell`, `gt`; when it offers
-`.sample(index, rng)`, all its choices come from that generator, otherwise from Python's, numpy's and torch's own.
+A wrapper, built by `make(spec, args={'dataset': images})`, takes an image set as `dataset` and turns its images into
+`inp`, `coord`, `cell`, `gt`; when it offers `.sample(index, rng)`, all its choices come from that generator, otherwise
+from Python's, numpy's and torch's own.
 """
 from utils import Registry
 
 
 registry = Registry('dataset')
 register = registry.register
-
-
-def make(spec, args=None):
-    """Build the image set or wrapper that `spec` = {name, args} names; `args` win over the spec's own, such as
-    `make(config['wrapper'], args={'dataset': images})`. Raises UserError for what it cannot build."""
-    return registry.make(spec, args)
+make = registry.make

@@ -21,7 +21,7 @@ import zlib
 
 from tqdm import tqdm
 
-from utils import UserError, atomic_write, first_line
+from utils import UserError, first_line, write_file
 
 
 BLOCK = 1 << 20
@@ -108,8 +108,7 @@ def _continue(url, part, timeout):
         if total and total - start > free:
             raise UserError(f'{url} needs {total - start:,} more bytes and the disk has {free:,}: make room')
         if not start:
-            with atomic_write(part + '.json', 'w') as f:
-                json.dump({'url': url, 'validator': _validator(response), 'total': total}, f)
+            write_file(part + '.json', json.dumps({'url': url, 'validator': _validator(response), 'total': total}))
         _append(response, part, start, total, url.rsplit('/', 1)[-1])
 
 

@@ -52,7 +52,7 @@ class ImageFolder(Dataset):
 
     def __getitem__(self, i):
         """float32 (3, H, W) in [0, 1]."""
-        return to_float(self.image(i))
+        return torch.from_numpy(self.image(i).transpose(2, 0, 1).astype(np.float32, order='C')).div_(255)
 
     def image(self, i):
         """uint8 (H, W, 3), RGB, not to be written to. Raises BadImage."""
@@ -137,11 +137,6 @@ class PairedImageFolders(Dataset):
     @property
     def distinct(self):
         return self.hr.distinct
-
-
-def to_float(image):
-    """uint8 (H, W, C) to float32 (C, H, W) in [0, 1]."""
-    return torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32, order='C')).div_(255)
 
 
 def _read_split(root, split_file, split_key):

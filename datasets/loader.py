@@ -79,13 +79,12 @@ class BatchSampler(Sampler):
         if self.train:
             order = keyed_rng(self.seed, self.epoch).permutation(self.samples)
         for step in range(self.step, len(self)):
+            first = (step if self.train else self.rank + step * self.world) * self.batch_size
+            batch = order[first:first + self.batch_size]
             if self.train:
-                batch = self._global_batch(order, step)
                 # A last batch may be smaller than the world: who would get nothing repeats its first sample, and
                 # `share` says that it does not count.
                 batch = batch[self.rank::self.world] if self.rank < len(batch) else batch[:1]
-            else:
-                batch = self._global_batch(order, self.rank + step * self.world)
             yield [(self.epoch, index) for index in batch.tolist()]
 
     def share(self, step):
@@ -93,9 +92,6 @@ class BatchSampler(Sampler):
         in the mean over all processes. 1 for one process; 0 when its part of the batch is empty."""
         size = min(self.batch_size, self.samples - step * self.batch_size)
         return len(range(self.rank, size, self.world)) / size
-
-    def _global_batch(self, order, step):
-        return order[step * self.batch_size:(step + 1) * self.batch_size]
 
 
 def keyed_rng(*key):
@@ -131,12 +127,9 @@ class _Loader(DataLoader):
     def __iter__(self):
         for batch in self._start():
             if isinstance(batch, UserError):  # raised here, in one line; raised in a worker it gains a traceback
-                break
+                self.close()  # now, and not whenever the error is forgotten
+                raise batch
             yield batch
-        else:
-            return
-        self.close()  # now, and not whenever the error is forgotten
-        raise batch
 
     def _start(self):
         """The batches, without the handler of SIGCHLD that PyTorch installs with the first worker processes: it raises

@@ -268,15 +268,11 @@ def size_of_shorter(size, side):
     return int(side * height / min(size)), int(side * width / min(size))
 
 
-def random_crop(image, size, rng):
-    """A size x size view of (H, W, 3), every position equally likely."""
-    top, left = rng.integers(image.shape[0] - size + 1), rng.integers(image.shape[1] - size + 1)
-    return image[top:top + size, left:left + size]
-
-
 def detailed_crop(image, size, rng, candidates):
-    """Of `candidates` random crops the one with the most `detail`: a size x size view of (H, W, 3)."""
-    crops = [random_crop(image, size, rng) for _ in range(candidates)]
+    """Of `candidates` random crops, every position equally likely, the one with the most `detail`: a size x size view
+    of (H, W, 3)."""
+    corners = [[rng.integers(n - size + 1) for n in image.shape[:2]] for _ in range(candidates)]
+    crops = [image[top:top + size, left:left + size] for top, left in corners]
     return max(crops, key=detail) if candidates > 1 else crops[0]
 
 

@@ -1,5 +1,6 @@
 """Command-line arguments. Nothing here imports torch, so --help and mistyped flags answer at once."""
 import argparse
+import contextlib
 import difflib
 import math
 import re
@@ -44,17 +45,6 @@ class Parser(argparse.ArgumentParser):
 
 # Argument types: functions of the text that return the value, or raise ArgumentTypeError.
 
-def largest_scale(text):
-    """The value of --cell-clip."""
-    try:
-        scale = float(text)
-    except ValueError:
-        scale = math.nan
-    if not 1 <= scale < math.inf:
-        raise argparse.ArgumentTypeError(f'found {text}, expected the largest scale of training, 1 or more')
-    return scale
-
-
 def device(text):
     """The value of --gpu for one process: the number of a GPU, or 'cpu', as text."""
     if not re.fullmatch('cpu|[0-9]+', text):
@@ -69,17 +59,18 @@ def file_name(text):
     return text
 
 
-def whole(low, high=math.inf):
-    """The type of whole numbers from `low` to `high`."""
+def within(low, high=math.inf, kind=int, above=False):
+    """The type of finite numbers from `low` to `high`; kind: int or float; above: `low` itself is refused."""
+    bounds = {(True, False): 'above {0:g}', (True, True): 'above {0:g} and at most {1:g}',
+              (False, False): 'of at least {0:g}', (False, True): 'from {0:g} to {1:g}'}[above, high < math.inf]
+    wanted = f'{"a whole number" if kind is int else "a number"} {bounds.format(low, high)}'
+
     def parse(text):
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if not low <= value <= high:
-            span = f'from {low} to {high}' if high < math.inf else f'of at least {low}'
-            raise argparse.ArgumentTypeError(f'found {text}, expected a whole number {span}')
-        return value
+        with contextlib.suppress(ValueError):
+            value = kind(text)
+            if (low < value if above else low <= value) and value <= high and value != math.inf:
+                return value
+        raise argparse.ArgumentTypeError(f'found {text}, expected {wanted}')
     return parse
 
 

@@ -59,13 +59,6 @@ def load_config(path, overrides=(), kind='train', check_paths=True):
     return config
 
 
-def check_model(spec):
-    """Compare the spec {name, args} of a checkpoint's model, of whatever role, with the schema. Raises UserError."""
-    role = REGISTRIES['model'].roles.get(spec['name'], 'any')
-    Checker('model').spec({'name': spec['name'], 'args': copy.deepcopy(spec.get('args'))},
-                          'model' if role == 'any' else role, '', complete=False)
-
-
 def parse_eval_type(eval_type):
     """'div2k-4' -> ('div2k', 4), 'benchmark-2' -> ('benchmark', 2), None -> (None, 1): calc_psnr's last arguments."""
     if eval_type in (None, 'none'):

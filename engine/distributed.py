@@ -1,6 +1,6 @@
 """Several processes that train as one: started by torchrun, on one machine or many, or by `launch` below.
 
-Nothing else in the project knows how processes talk. With one process every function here is a plain identity.
+Nothing else in the project knows how processes talk. With one process, what they exchange stays as it is.
 """
 import datetime
 import os

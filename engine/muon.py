@@ -36,17 +36,12 @@ class Muon(torch.optim.Optimizer):
                                       adam_betas=tuple(adam_betas), adam_eps=adam_eps, iterations=iterations))
 
     @torch.no_grad()
-    def step(self, closure=None):
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self):
         for group in self.param_groups:
             weights = [p for p in group['params'] if p.requires_grad and p.ndim > 1][1:-1]
             hidden = {id(p) for p in weights}
             self._step_matrices(group, [p for p in weights if p.grad is not None])
             self._step_others(group, [p for p in group['params'] if p.grad is not None and id(p) not in hidden])
-        return loss
 
     def _step_matrices(self, group, weights):
         if not weights:

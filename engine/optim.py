@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 
 from engine.muon import BETAS, Muon
-from utils import FLAG, ListOf, Number, Registry, UserError
+from utils import FLAG, ListOf, Number, Registry
 
 
 optimizers, schedules = Registry('optimizer'), Registry('lr_scheduler')
@@ -38,12 +38,7 @@ def sgd(params, lr: LearningRate, momentum: Annotated[float, Number(0), 'decay o
 def make_optimizer(parameters, spec):
     """The optimizer that spec = {name, args} names, over all the parameters in their order (published states go by
     position; frozen ones get no gradient and no update)."""
-    try:
-        return optimizers.make(spec, args={'params': parameters})
-    except UserError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise UserError(f'optimizer {spec["name"]}: {error}; correct optimizer.args') from None
+    return optimizers.make(spec, args={'params': parameters})
 
 
 # Schedules. Each is a function of (base, done, steps, epoch_max), where base is the rate of the optimizer, `done` the

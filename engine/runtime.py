@@ -181,11 +181,11 @@ def autocast(device, precision):
 
 
 def has_bf16(device):
-    """Whether a device computes in bf16 itself. Elsewhere PyTorch emulates it: on a CPU without AVX-512 a convolution then
-    takes tens of times as long as in float32."""
+    """Whether a device computes in bf16 itself, as far as that is known. Otherwise PyTorch emulates it: on a CPU
+    without AVX-512 a convolution then takes tens of times as long as in float32."""
     if device.type == 'cuda':
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == 'cpu' and torch.backends.cpu.get_cpu_capability() not in EMULATED
+    return device.type != 'cpu' or torch.backends.cpu.get_cpu_capability() not in EMULATED
 
 
 def allow_tf32(allow):

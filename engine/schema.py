@@ -7,7 +7,6 @@ configs/schema.json, by which editors complete and check YAML files.
     python -m engine.schema            prints the tables
     python -m engine.schema --write    rewrites docs/configs.md and configs/schema.json
 """
-import argparse
 import inspect
 import json
 import os
@@ -21,9 +20,9 @@ import yaml
 import datasets
 import models
 from engine import ROOT
-from engine.arguments import PRECISIONS
+from engine.arguments import PRECISIONS, Parser
 from engine.optim import LOSSES, optimizers, schedules
-from utils import (Integer, ListOf, Number, OneOf, Spec, Text, ValueType, atomic_write, is_number, parameters_of)
+from utils import Integer, ListOf, Number, OneOf, Spec, Text, ValueType, is_number, parameters_of, write_file
 
 
 REGISTRIES = {'dataset': datasets.registry, 'wrapper': datasets.registry, 'model': models.registry,
@@ -220,11 +219,10 @@ def generated():
 
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('--write', action='store_true', help='rewrite docs/configs.md and configs/schema.json')
     if parser.parse_args().write:
         for path, text in generated().items():
-            with atomic_write(path, 'w', encoding='utf-8') as f:
-                f.write(text)
+            write_file(path, text)
     else:
         print('\n\n'.join(f'{group.upper()}\n{describe(group)}' for group in (*KINDS, *REGISTRIES)))

@@ -37,14 +37,11 @@ class MeanShift(nn.Conv2d):
         self.requires_grad_(False)
 
 
-class Upsampler(nn.Sequential):
-    """Sub-pixel convolution: (B, C, h, w) -> (B, C, scale * h, scale * w) for a power of two, in steps of two, or 3."""
-
-    def __init__(self, scale, n_feats):
-        layers = []
-        if scale == 3:
-            layers = [conv(n_feats, 9 * n_feats), nn.PixelShuffle(3)]
-        else:
-            for _ in range(int(math.log2(scale))):
-                layers += [conv(n_feats, 4 * n_feats), nn.PixelShuffle(2)]
-        super().__init__(*layers)
+def upsampling(scale, in_channels, channels, kernel_size=3):
+    """Layers of a sub-pixel convolution, (B, in_channels, h, w) -> (B, channels, scale * h, scale * w), for 3 or a
+    power of two, in steps of two."""
+    layers = []
+    for factor in (3,) if scale == 3 else (2,) * int(math.log2(scale)):
+        layers += [conv(in_channels, factor ** 2 * channels, kernel_size), nn.PixelShuffle(factor)]
+        in_channels = channels
+    return layers

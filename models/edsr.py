@@ -5,7 +5,7 @@ from torch import nn
 
 from utils import Integer, Number
 
-from .blocks import Features, MeanShift, NoUpsampling, RgbRange, Scale, Upsampler, conv
+from .blocks import Features, MeanShift, NoUpsampling, RgbRange, Scale, conv, upsampling
 from .models import register
 
 
@@ -26,13 +26,16 @@ class ResBlock(nn.Module):
         return x + (res if self.res_scale == 1 else self.res_scale * res)
 
 
+@register('edsr-baseline', 'encoder')
 class EDSR(nn.Module):
     """(B, 3, h, w) -> (B, n_feats, h, w) with no_upsampling, else (B, 3, scale * h, scale * w).
 
+    EDSR-baseline as it is: 16 blocks of 64 features, 1.2 M parameters; the encoder of most of the paper's tables.
     out_dim: channels of the output. receptive_radius: how many pixels beyond itself an output code sees.
     """
 
-    def __init__(self, n_resblocks, n_feats, res_scale, scale, no_upsampling, rgb_range):
+    def __init__(self, n_resblocks: Blocks = 16, n_feats: Features = 64, res_scale: ResScale = 1, scale: Scale = 2,
+                 no_upsampling: NoUpsampling = False, rgb_range: RgbRange = 1):
         super().__init__()
         self.no_upsampling = no_upsampling
         self.sub_mean = MeanShift(rgb_range, -1)
@@ -45,19 +48,12 @@ class EDSR(nn.Module):
             self.floats_per_pixel = 6 * n_feats
         else:
             self.out_dim = 3
-            self.tail = nn.Sequential(Upsampler(scale, n_feats), conv(n_feats, 3))
+            self.tail = nn.Sequential(nn.Sequential(*upsampling(scale, n_feats, n_feats)), conv(n_feats, 3))
 
     def forward(self, x):
         x = self.head(x)  # (B, C, h, w)
         x = x + self.body(x)  # (B, C, h, w)
         return x if self.no_upsampling else self.tail(x)
-
-
-@register('edsr-baseline', 'encoder')
-def make_edsr_baseline(n_resblocks: Blocks = 16, n_feats: Features = 64, res_scale: ResScale = 1, scale: Scale = 2,
-                       no_upsampling: NoUpsampling = False, rgb_range: RgbRange = 1):
-    """EDSR-baseline: 16 blocks of 64 features, 1.2 M parameters; the encoder of most of the paper's tables."""
-    return EDSR(n_resblocks, n_feats, res_scale, scale, no_upsampling, rgb_range)
 
 
 @register('edsr', 'encoder')

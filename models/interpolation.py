@@ -36,8 +36,9 @@ class Interpolation(nn.Module):
         b, c, h, w = self.feat.shape
         pixels = self.feat.permute(0, 2, 3, 1).reshape(-1, c)  # (B * h * w, C)
         offset = torch.arange(b, device=coord.device).view(b, 1, 1) * (h * w)
-        rows, row_weight = self.taps(coord, cell, 0, h)  # (B, Q, P)
-        columns, column_weight = self.taps(coord, cell, 1, w)  # (B, Q, R)
+        height, width = (None, None) if cell is None else cell.unbind(-1)
+        rows, row_weight = self.taps(coord[..., 0], height, h)  # (B, Q, P)
+        columns, column_weight = self.taps(coord[..., 1], width, w)  # (B, Q, R)
         out = 0
         for row, weight in zip(rows.unbind(-1), row_weight.unbind(-1)):  # row by row: P * R pixels at once are many
             line = F.embedding(row[..., None] * w + columns + offset, pixels)  # (B, Q, R, C)
@@ -53,18 +54,18 @@ class Interpolation(nn.Module):
         chunk does not matter here: what is held is the image and the output."""
         out = codes.feat
         for axis, at in ((0, y), (1, x)):
-            coord = torch.stack([at, at], dim=-1)[None]  # (1, H or W, 2), of which `taps` reads one
-            index, weight = (t[0] for t in self.taps(coord, cell.view(1, 1, 2), axis, codes.shape[axis]))  # (n, P)
+            index, weight = self.taps(at, cell[axis], codes.shape[axis])  # (H or W, P)
             dim = 2 + axis
             shape = [-1, 1] if axis == 0 else [-1]
             out = sum(out.index_select(dim, i) * w.to(out.dtype).view(shape)
                       for i, w in zip(index.unbind(-1), weight.unbind(-1)))
         return out
 
-    def taps(self, coord, cell, axis, n):
-        """Along an axis (0 or 1) of n pixels, what queries coord (B, Q, 2) read: index, weight (B, Q, P)."""
-        u = (coord[..., axis] + 1) * (n / 2) - 0.5  # (B, Q)
-        stretch = u.new_ones(()) if cell is None else cell[..., axis] * (n / 2)
+    def taps(self, x, size, n):
+        """What is read at coordinates x (...) along an axis of n pixels: index, weight (..., P). size: of the query pixels
+        along it, (...) or one for all."""
+        u = (x + 1) * (n / 2) - 0.5  # (...)
+        stretch = u.new_ones(()) if size is None else size * (n / 2)
         return resampling_taps(u, stretch, n, self.kernel, self.border)
 
     def forward(self, inp, coord, cell=None):
@@ -94,7 +95,7 @@ class Nearest(Interpolation):
     def __init__(self):
         super().__init__(kernel=None)
 
-    def taps(self, coord, cell, axis, n):
+    def taps(self, x, size, n):
         # The small shift decides ties: float32 coordinates fall on either side of an edge.
-        index = torch.floor((coord[..., axis] + 1 + 1e-6) * (n / 2)).long().clamp(0, n - 1)  # (B, Q)
-        return index[..., None], torch.ones_like(coord[..., :1])
+        index = torch.floor((x + 1 + 1e-6) * (n / 2)).long().clamp(0, n - 1).unsqueeze(-1)  # (..., 1)
+        return index, torch.ones_like(index, dtype=x.dtype)

@@ -5,7 +5,7 @@ from torch import nn
 
 from utils import Integer
 
-from .blocks import Features, MeanShift, NoUpsampling, RgbRange, Scale, Upsampler, conv
+from .blocks import Features, MeanShift, NoUpsampling, RgbRange, Scale, conv, upsampling
 from .models import register
 
 
@@ -67,7 +67,7 @@ class RCAN(nn.Module):
             self.out_dim = n_feats
         else:
             self.out_dim = 3
-            self.tail = nn.Sequential(Upsampler(scale, n_feats), conv(n_feats, 3))
+            self.tail = nn.Sequential(nn.Sequential(*upsampling(scale, n_feats, n_feats)), conv(n_feats, 3))
 
     def forward(self, x):
         x = self.head(x)  # (B, C, h, w)

@@ -6,7 +6,7 @@ from torch import nn
 
 from utils import Integer, OneOf
 
-from .blocks import Features, NoUpsampling, conv
+from .blocks import Features, NoUpsampling, conv, upsampling
 from .models import register
 
 
@@ -62,16 +62,7 @@ class RDN(nn.Module):
             self.receptive_radius = (3 + n_blocks * n_convs) * (RDNkSize // 2)
         else:
             self.out_dim = 3
-            self.UPNet = self._upsampler(G0, growth, RDNkSize, scale)
-
-    @staticmethod
-    def _upsampler(G0, growth, kernel_size, scale):
-        if scale in (2, 3):
-            layers = [conv(G0, growth * scale ** 2, kernel_size), nn.PixelShuffle(scale)]
-        else:
-            layers = [conv(G0, growth * 4, kernel_size), nn.PixelShuffle(2),
-                      conv(growth, growth * 4, kernel_size), nn.PixelShuffle(2)]
-        return nn.Sequential(*layers, conv(growth, 3, kernel_size))
+            self.UPNet = nn.Sequential(*upsampling(scale, G0, growth, RDNkSize), conv(growth, 3, RDNkSize))
 
     def forward(self, x):
         shallow = self.SFENet1(x)  # (B, G0, h, w)

@@ -40,10 +40,3 @@ def query(model, feat, x, cell):
     total = sum(area)
     opposite = area[::-1]  # eq. 4: S_t is the area between x and the corner diagonally opposite to t
     return sum(r * (s / total).unsqueeze(-1) for r, s in zip(rgb, opposite))
-
-
-def predict(model, inp, x, cell, bsize=30000):
-    """`query` of an image inp (B, 3, h, w), `bsize` queries at a time; each time the features are unfolded again."""
-    feat = model.encoder(inp)  # (B, C, h, w)
-    return torch.cat([query(model, feat, x[:, i:i + bsize], cell[:, i:i + bsize])
-                      for i in range(0, x.shape[1], bsize)], dim=1)

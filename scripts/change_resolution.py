@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from engine.arguments import within
 from engine.rendering.api import to_tensor
-from engine.rendering.figures import (GROUND, View, add_model_arguments, blank, check_size, ease, positive,
+from engine.rendering.figures import (GROUND, View, add_model_arguments, blank, check_size, ease,
                                       renderer_of, save_animation, tag)
 from datasets.imresize import imresize
 from engine.runtime import Parser, run_program
@@ -23,18 +24,18 @@ def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument('image')
     parser.add_argument('--output', required=True, help='.gif, .mp4, .webm; without suffix: a folder of PNG frames')
-    parser.add_argument('--start', type=int, default=32, help='the first size, of the longer side, in pixels; default: '
-                        '32')
-    parser.add_argument('--end', type=int, default=640, help='the last one; default: 640')
+    parser.add_argument('--start', type=within(1), default=32, help='the first size, of the longer side, in pixels; '
+                        'default: 32')
+    parser.add_argument('--end', type=within(1), default=640, help='the last one; default: 640')
     parser.add_argument('--input-size', type=int, metavar='N', help='first reduce the image to N pixels on its longer '
                         'side, which is all that the model sees')
-    parser.add_argument('--seconds', type=float, default=6, help='how long; default: 6')
-    parser.add_argument('--fps', type=float, default=12.5, help='frames a second; default: 12.5')
+    parser.add_argument('--seconds', type=within(0, 3600, float, above=True), default=6, help='how long; default: 6')
+    parser.add_argument('--fps', type=within(0, 100, float, above=True), default=12.5,
+                        help='frames a second; default: 12.5')
     add_model_arguments(parser)
     args = parser.parse_args(argv)
 
-    positive('start', args.start), positive('end', args.end)
-    count = max(2, round(positive('seconds', args.seconds, most=3600) * positive('fps', args.fps, most=100)))
+    count = max(2, round(args.seconds * args.fps))
     img = to_tensor(args.image)
     if args.input_size is not None:
         img = reduce(img, args.input_size)

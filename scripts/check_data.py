@@ -23,7 +23,8 @@ ROOTS = ('root_path', 'root_path_1', 'root_path_2')
 def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument('config', help='a training or test config')
-    parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='override a key of the config')
+    parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE',
+                        help='override a key of the config')
     args = parser.parse_args(argv)
     kind = 'test' if 'test_dataset' in read_yaml(args.config) else 'train'
     config = load_config(args.config, args.set, kind=kind, check_paths=False)

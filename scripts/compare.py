@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
-from engine.arguments import numbers
+from engine.arguments import numbers, within
 from engine.checkpoint import model_path
 from engine.evaluation.runs import split_label
 from engine.rendering.api import choose_model, to_numpy, to_tensor
 from engine.rendering.figures import (ACCENT, GROUND, INK, PAPER, SOFT, add_model_arguments, baseline,
-                                      blank, check_size, font, positive, renderer_of, save_image)
+                                      blank, check_size, font, renderer_of, save_image)
 from datasets.imresize import imresize, lr_size
 from engine.rendering.renderer import quantize
 from engine.rendering.sizes import check_region
@@ -34,15 +34,15 @@ def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument('image')
     parser.add_argument('--output', required=True, help='the figure, .png, .jpg or .webp')
-    parser.add_argument('--scale', type=float, default=4, help='default: 4')
+    parser.add_argument('--scale', type=within(0, 1e9, float, above=True), default=4, help='default: 4')
     parser.add_argument('--input-only', action='store_true', help='the image is the input, there is no ground truth')
     parser.add_argument('--region', type=numbers('region'), metavar='X,Y,W,H',
                         help='the inset, in pixels of the input; default: where there is most detail')
-    parser.add_argument('--width', type=int, default=1680, help='of the figure, in pixels; default: 1680')
+    parser.add_argument('--width', type=within(300, 20_000), default=1680,
+                        help='of the figure, in pixels; default: 1680')
     add_model_arguments(parser, precision='float32')
     args = parser.parse_args(argv)
 
-    positive('scale', args.scale, most=1e9), positive('width', args.width, least=299, most=20_000)
     low, truth = inputs(to_tensor(args.image), args.scale, args.input_only)
     h, w = low.shape[-2:]
     size = truth.shape[-2:] if truth is not None else (max(1, round(h * args.scale)), max(1, round(w * args.scale)))

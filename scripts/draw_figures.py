@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from engine.runtime import Parser, run_program
-from utils import atomic_write, axis_coord
+from utils import axis_coord, write_file
 
 CODE, QUERY, LINE, SOFT = '#1f3b63', '#d1362f', '#9aa3ad', '#eef1f5'
 CORNERS = ['#4c8fd6', '#58a55c', '#e39a2d', '#9a6cc7']  # the four codes: top left, top right, bottom left, bottom right
@@ -25,7 +25,6 @@ def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument('--output', default=os.path.join(ROOT, 'docs', 'figures'))
     args = parser.parse_args(argv)
-    os.makedirs(args.output, exist_ok=True)
     plt.switch_backend('Agg')
     with plt.rc_context(STYLE):
         for name, draw in FIGURES.items():
@@ -33,8 +32,7 @@ def main(argv=None):
             data = io.BytesIO()
             figure.savefig(data, format='png', dpi=110, facecolor='white', metadata={'Software': None})
             plt.close(figure)
-            with atomic_write(os.path.join(args.output, f'{name}.png')) as f:
-                f.write(data.getvalue())
+            write_file(os.path.join(args.output, f'{name}.png'), data.getvalue())
 
 
 def centres(n):

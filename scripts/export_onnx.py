@@ -26,7 +26,7 @@ from engine.rendering.api import load_renderer
 from engine.runtime import Parser, run_program
 from models import decode
 from models.liif import LIIF
-from utils import UserError, atomic_write, denormalize, make_coord, normalize
+from utils import UserError, denormalize, make_coord, normalize, write_file
 from viewer import static
 
 TOLERANCE = 1e-4  # of RGB in [0, 1]
@@ -199,11 +199,9 @@ def write_graphs(folder, model, data_norm):
     parts = export(model, data_norm)
     difference = largest_difference(model, data_norm, *parts)
     print(f'largest difference from PyTorch over {len(SIZES) * len(SCALES)} sizes: {difference:.1e}')
-    os.makedirs(folder, exist_ok=True)
     for name, data in zip(('encoder.onnx', 'decoder.onnx'), parts):
         path = os.path.join(folder, name)
-        with atomic_write(path) as f:
-            f.write(data)
+        write_file(path, data)
         print(f'{path}: {len(data) / 1e6:.1f} MB')
 
 

@@ -20,7 +20,7 @@ from engine.runtime import Parser, run_program
 from engine.evaluation.suite import case_factor
 from utils import TIME_UNITS, UserError, atomic_write
 
-EPOCH = re.compile(r'epoch (\d+)/\d+: rate \S+, loss (\S+?),(?: val psnr (\S+) .*)? ([\d.]+)([dhms]) of')
+EPOCH = re.compile(r'epoch (\d+)/\d+: rate \S+, loss (\S+?),(?: val psnr (\S+))?.* ([\d.]+)([dhms]) of')
 TICKS = (1, 1.5, 2, 3, 4, 6, 8, 12, 18, 24, 30)
 
 
@@ -38,7 +38,9 @@ def main(argv=None):
         curves = psnr_curves(args.paths, args.data)
         figure = draw([('scale', 'PSNR in dB', curves, {'log': True, 'ticks': TICKS})])
     elif args.figure == 'training':
-        figure = training_figure(args.paths, args.minutes)
+        losses, psnr = training_curves(args.paths, args.minutes)
+        x = 'minutes' if args.minutes else 'epoch'
+        figure = draw([(x, 'training loss', losses, {}), (x, 'validation PSNR in dB', psnr, {})])
     else:
         seconds, memory = cost_curves(args.paths)
         logs = {'log': True, 'log_y': True}
@@ -70,12 +72,6 @@ def psnr_curves(paths, data=None):
     for label, numbers in {**others, **published}.items():
         curves[label] = [(case_factor(scale)[0], psnr) for scale, psnr in numbers.items()]
     return {label: sorted(points) for label, points in curves.items()}
-
-
-def training_figure(folders, minutes=False):
-    losses, psnr = training_curves(folders, minutes)
-    x = 'minutes' if minutes else 'epoch'
-    return draw([(x, 'training loss', losses, {}), (x, 'validation PSNR in dB', psnr, {})])
 
 
 def training_curves(folders, minutes=False):
@@ -126,7 +122,7 @@ def cost_curves(paths):
             for precision in ('float32', 'bf16'):
                 for side, name in (('fast', 'here'), ('textbook', 'textbook')):
                     seconds.setdefault((f'{name}, {precision}', device), []).append(
-                        (megapixels(case), sum(case[precision][side].values())))
+                        (math.prod(case['input']) * case['scale'] ** 2 / 1e6, sum(case[precision][side].values())))
         for case in results.get('memory', {}).get('result', {}).get('cases', []):
             for side, name in (('fast', 'here'), ('textbook', 'textbook')):
                 megabytes = case[side]['beyond_output_mb']
@@ -136,11 +132,6 @@ def cost_curves(paths):
         raise UserError(f'no results of benchmarks/run.py in {", ".join(paths)}: run it first')
     return [{', '.join(key[:1 + (len(devices) > 1)]): sorted(points) for key, points in curves.items()}
             for curves in (seconds, memory)]
-
-
-def megapixels(case):
-    h, w = case['input']
-    return h * w * case['scale'] ** 2 / 1e6
 
 
 def draw(panels):

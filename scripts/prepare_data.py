@@ -33,7 +33,7 @@ from datasets.fetch import download, read_members
 from datasets.imresize import in_processes, make_lr_folder
 from engine.checkpoint import PUBLISHED, WEIGHTS, parse_checkpoint, save_checkpoint
 from engine.runtime import Parser, run_program
-from utils import UserError, atomic_write, counted
+from utils import UserError, atomic_write, counted, write_file
 
 SCALES = [(2.0, 2.0), (3.0, 3.0), (4.0, 4.0)]
 IMAGE = r'\.(?:' + '|'.join(suffix[1:] for suffix in FORMATS) + ')$'
@@ -270,8 +270,7 @@ def write_split(folder, given, sources):
         shuffled = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
         n = max(len(names) // 6, 1)
         split = {'train': sorted(shuffled[n:]), 'val': shuffled[:n]}
-    with atomic_write(path, 'w') as f:
-        json.dump(split, f)
+    write_file(path, json.dumps(split))
 
 
 def read_split(source, stems, folder):
@@ -391,10 +390,7 @@ def place(sources, folder, rule, args, needed=True):
             for name, size, read in read_members(source, rule):
                 path = os.path.join(folder, rule(name))
                 if not os.path.exists(path):
-                    os.makedirs(os.path.dirname(path), exist_ok=True)
-                    data = read()
-                    with atomic_write(path) as f:
-                        f.write(data)
+                    write_file(path, read())
                 elif os.path.getsize(path) != size:
                     raise UserError(f'{path} is there and is not {name} of {source} (found {os.path.getsize(path):,} '
                                     f'bytes, expected {size:,}): remove it to have it replaced')

@@ -27,7 +27,7 @@ from engine.evaluation.evaluate import eval_psnr
 from engine.training.loop import open_data
 from engine.training.run_folder import CONFIG, LOG
 from engine.runtime import Parser, run_program
-from utils import TIME_UNITS, UserError, atomic_write, counted, replace_between, time_text
+from utils import TIME_UNITS, UserError, counted, replace_between, time_text, write_file
 
 MODEL, CARD, CURVE, RUN = 'model.pth', 'README.md', 'curve.png', 'run.json'
 VALIDATION = 'validation PSNR, RGB, crops at x1 to x4'
@@ -52,22 +52,21 @@ def main(argv=None):
         raise UserError(f'{path} has {done} of {counted(expected, "epoch")}: train to the end first (--resume)')
     weights = {name: value.float().contiguous() if value.is_floating_point() else value
                for name, value in choose_weights(checkpoint, path, args.ema)['sd'].items()}
-    if args.blend:
-        weights = blended(weights, *args.blend)
     log, config = (read(os.path.join(args.run, name)) for name in (LOG, CONFIG))
     known = {'run': os.path.basename(os.path.abspath(args.run)).lstrip('_'), **facts(checkpoint, log, args.ema)}
+    if args.ema and VALIDATION in known:  # that of the last weights
+        known[VALIDATION] = validated(checkpoint, weights, path)
     if args.blend:
+        weights = blended(weights, *args.blend)
         known['weights'] += ', blended with {1} of {0}'.format(*args.blend)
-    if VALIDATION in known and (args.ema or args.blend):
-        last = known.pop(VALIDATION)
-        known.update({f'{VALIDATION}, before blending': last} if args.blend else {})
-        known[f'{VALIDATION}, after it' if args.blend else VALIDATION] = f'{validated(checkpoint, weights, path):.4f} dB'
+        if VALIDATION in known:
+            known[f'{VALIDATION}, before blending'] = known.pop(VALIDATION)
+            known[f'{VALIDATION}, after it'] = validated(checkpoint, weights, path)
 
-    os.makedirs(args.output, exist_ok=True)
     if not args.facts:  # first, since matplotlib may be missing
         draw_curve(args.run, os.path.join(args.output, CURVE))
-    write(args.output, LOG, log)
-    write(args.output, RUN, json.dumps(known, indent=1) + '\n')
+    write_file(os.path.join(args.output, LOG), log)
+    write_file(os.path.join(args.output, RUN), json.dumps(known, indent=1) + '\n')
     if args.facts:
         return
     target = os.path.join(args.output, MODEL)
@@ -75,8 +74,8 @@ def main(argv=None):
                              'data_norm': checkpoint['data_norm'], 'config': checkpoint['config']})
     with open(target, 'rb') as f:
         digest = hashlib.sha256(f.read()).hexdigest()
-    write(args.output, SUMS, f'{digest}  {MODEL}\n')
-    write(args.output, CONFIG, config)
+    write_file(os.path.join(args.output, SUMS), f'{digest}  {MODEL}\n')
+    write_file(os.path.join(args.output, CONFIG), config)
     write_card(args.output, {**known, 'sha256 of model.pth': f'`{digest}`'})
     print(f'{target}: {os.path.getsize(target):,} bytes, sha256 {digest}')
 
@@ -97,13 +96,13 @@ def blended(weights, path, share):
 
 
 def validated(checkpoint, weights, path):
-    """PSNR in dB of weights on the validation samples of the run, in float32. Raises UserError without the data."""
+    """PSNR of weights on the validation samples of the run, in float32, as text. Raises UserError without the data."""
     config = checkpoint['config']
     loader = open_data(config, 'val_dataset', torch.device('cpu'), workers=0)
     model = build_model({**checkpoint['model'], 'sd': weights}, path)
     psnr = eval_psnr(loader, model, config['data_norm'], config['eval_type'], config['eval_bsize'])
     print(f'validation PSNR of these weights: {psnr:.4f} dB')
-    return psnr
+    return f'{psnr:.4f} dB'
 
 
 def draw_curve(run, path):
@@ -151,7 +150,7 @@ def write_card(folder, known):
     path = os.path.join(folder, CARD)
     if not os.path.exists(path):
         title = os.path.basename(os.path.abspath(folder))
-        write(folder, CARD, f'# {title}\n\n<!-- facts:start -->\n<!-- facts:end -->\n')
+        write_file(path, f'# {title}\n\n<!-- facts:start -->\n<!-- facts:end -->\n')
     replace_between(path, text, 'facts')
 
 
@@ -161,11 +160,6 @@ def read(path):
             return f.read()
     except OSError as error:
         raise UserError(f'{path} cannot be read ({error.strerror}): give a run folder of train_liif.py') from None
-
-
-def write(folder, name, text):
-    with atomic_write(os.path.join(folder, name), 'w', encoding='utf-8') as f:
-        f.write(text)
 
 
 if __name__ == '__main__':

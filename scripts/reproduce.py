@@ -30,9 +30,10 @@ from datasets.imresize import make_lr_folder
 from engine.evaluation import tables
 from engine.evaluation.runs import Options, Outcome, run_suite
 from engine.training.run_folder import folder_name
+from engine.arguments import PRECISIONS
 from engine.runtime import Parser, run_program, select_device
 from engine.evaluation.suite import locate, read_suite, scale_label
-from utils import UserError, atomic_write, counted, replace_between
+from utils import UserError, atomic_write, counted, replace_between, write_file
 
 COMMITTED = 'weights/**/*.json', 'benchmarks/results/*.json', 'benchmarks/results/published/*.json'
 SUMMARY = 'benchmarks/results/summary/summary.json'  # of one run of the suite `summary`
@@ -77,8 +78,9 @@ def main(argv=None):
     parser.add_argument('--readme', action='store_true',
                         help='write the results in weights/ and benchmarks/results into the documentation')
     parser.add_argument('--gpu', help='as of train_liif.py: 0, or 0,1,2,3 to train on several, or cpu')
-    parser.add_argument('--precision', choices=['float32', 'tf32', 'bf16', 'fp16'], help='of measuring')
-    parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='override a key of trainings')
+    parser.add_argument('--precision', choices=PRECISIONS, help='of measuring')
+    parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE',
+                        help='override a key of trainings')
     parser.add_argument('--tag', help='appended to the names of the run folders')
     parser.add_argument('--workers', type=int, help='processes that read images')
     parser.add_argument('--output', default=os.path.join('out', 'tables'), help='folder of results; out/tables')
@@ -245,12 +247,6 @@ def committed_files(root, *patterns):
     return [file for pattern in patterns for file in sorted(glob.glob(os.path.join(root, pattern), recursive=True))]
 
 
-def committed_runs(root=ROOT):
-    """The results in weights/ and benchmarks/results, interpolation first."""
-    runs = tables.read_results(committed_files(root, *COMMITTED))
-    return sorted(runs, key=lambda run: run['model']['parameters'] or 0)
-
-
 def write_page(name, root=ROOT):
     """Put one of PAGES between its markers, and return it. Raises UserError for a page without markers."""
     page, make = PAGES[name]
@@ -260,8 +256,9 @@ def write_page(name, root=ROOT):
 
 
 def results_page(root):
-    """All tables of the committed results."""
-    runs = committed_runs(root)
+    """All tables of the committed results, interpolation first."""
+    runs = tables.read_results(committed_files(root, *COMMITTED))
+    runs.sort(key=lambda run: run['model']['parameters'] or 0)
     return tables.make_tables(runs) + '\n\n' + '\n'.join(f'- {line}' for line in tables.notes(runs))
 
 
@@ -380,8 +377,8 @@ def write_tiny_data(root):
         make_lr_folder(hr, hr[:-2] + 'LR_bicubic', scales, workers=0)
     for size in (256, 128, 64, 32):
         write_images(os.path.join(root, 'celebAHQ', str(size)), 3, size, size)
-    with atomic_write(os.path.join(root, 'celebAHQ', 'split.json'), 'w') as f:
-        json.dump({'train': ['0000.png', '0001.png'], 'val': ['0002.png']}, f)
+    split = {'train': ['0000.png', '0001.png'], 'val': ['0002.png']}
+    write_file(os.path.join(root, 'celebAHQ', 'split.json'), json.dumps(split))
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ import os
 import _path
 
 from engine.runtime import Parser, run_program
-from utils import UserError, atomic_write
+from utils import UserError, write_file
 
 PHOTOS = {  # what is written: the file in scikit-image, what it shows and under which licence (scikit-image's words)
     'train/astronaut.png': ('astronaut.png', 'Eileen Collins, astronaut, by NASA: no known copyright restrictions, '
@@ -45,15 +45,11 @@ def write_sample(folder):
     lacking = [name for name in PHOTOS if not os.path.exists(os.path.join(folder, name))]
     for name in lacking:
         with open(source(PHOTOS[name][0]), 'rb') as photo:
-            data = photo.read()
-        path = os.path.join(folder, name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with atomic_write(path) as f:
-            f.write(data)
+            write_file(os.path.join(folder, name), photo.read())
     if lacking or not os.path.exists(os.path.join(folder, 'LICENSES.txt')):
-        with atomic_write(os.path.join(folder, 'LICENSES.txt'), 'w', encoding='utf-8') as f:
-            f.write('Photographs from scikit-image (skimage.data), with what its documentation says of each.\n\n')
-            f.writelines(f'{name}: {text}.\n' for name, (_, text) in PHOTOS.items())
+        lines = [f'{name}: {text}.\n' for name, (_, text) in PHOTOS.items()]
+        write_file(os.path.join(folder, 'LICENSES.txt'), ''.join([
+            'Photographs from scikit-image (skimage.data), with what its documentation says of each.\n\n', *lines]))
     return len(lacking)
 
 

@@ -14,7 +14,7 @@ import time
 
 from _path import ROOT
 
-from engine.arguments import whole
+from engine.arguments import within
 from engine.runtime import Parser, run_program
 
 
@@ -36,9 +36,9 @@ CASES = {
 
 def main(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument('--minutes', type=whole(1), default=60, help='stop after this time')
+    parser.add_argument('--minutes', type=within(1), default=60, help='stop after this time')
     parser.add_argument('--seed', type=int, default=1000, help='the first seed')
-    parser.add_argument('--seeds', type=whole(1), default=5, help='seeds in one call of pytest')
+    parser.add_argument('--seeds', type=within(1), default=5, help='seeds in one call of pytest')
     parser.add_argument('--only', choices=CASES, help='one kind of case')
     args = parser.parse_args(argv)
     tests = CASES[args.only] if args.only else [test for tests in CASES.values() for test in tests]

@@ -62,9 +62,9 @@ def save(image, alpha, path):
     alpha: enlarged with PIL's bicubic, and left out of JPEG, which has none.
     """
     image = Image.fromarray(image)
-    if alpha is not None and not path.lower().endswith(('.jpg', '.jpeg')):
-        image.putalpha(alpha.resize(image.size, Image.BICUBIC))
     suffix = os.path.splitext(path)[1]
+    if alpha is not None and Image.registered_extensions().get(suffix.lower()) != 'JPEG':
+        image.putalpha(alpha.resize(image.size, Image.BICUBIC))
     with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(path)), prefix='.upscale') as folder:
         temporary = os.path.join(folder, 'image' + suffix)
         image.save(temporary)

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from engine.arguments import numbers
+from engine.arguments import numbers, within
 from engine.rendering.api import to_numpy, to_tensor
-from engine.rendering.figures import (View, add_model_arguments, baseline, check_size, ease, positive,
-                                      renderer_of, save_animation, tag)
+from engine.rendering.figures import (View, add_model_arguments, baseline, check_size, ease, renderer_of,
+                                      save_animation, tag)
 from engine.runtime import Parser, describe_device, run_program
 from utils import UserError
 
@@ -28,9 +28,11 @@ def main(argv=None):
     parser.add_argument('image')
     parser.add_argument('--output', required=True, help='.mp4, .gif, .webm; without suffix: a folder of PNG frames')
     parser.add_argument('--centre', metavar='X,Y', help='where to, in source pixels; default: the middle')
-    parser.add_argument('--factor', type=float, default=30, help='how far; default: 30')
-    parser.add_argument('--seconds', type=float, default=8, help='how long; default: 8')
-    parser.add_argument('--fps', type=float, default=30, help='frames a second; default: 30')
+    parser.add_argument('--factor', type=within(1, 10_000, float, above=True), default=30, help='how far; default: 30')
+    parser.add_argument('--seconds', type=within(0, 3600, float, above=True), default=8,
+                        help='how long; default: 8')
+    parser.add_argument('--fps', type=within(0, 240, float, above=True), default=30,
+                        help='frames a second; default: 30')
     parser.add_argument('--size', type=numbers('resolution'), metavar='H,W', default=(480, 640),
                         help='of a frame, in pixels; default: 480,640')
     parser.add_argument('--side-by-side', action='store_true', help='two halves that show the same place, the left '
@@ -41,8 +43,7 @@ def main(argv=None):
 
     size = args.size
     check_size(size)
-    positive('factor', args.factor, least=1, most=10_000)
-    count = max(2, round(positive('seconds', args.seconds, most=3600) * positive('fps', args.fps, most=240)))
+    count = max(2, round(args.seconds * args.fps))
     img = to_tensor(args.image)
     centre = parse_centre(args.centre, img.shape[-2:])
     started, renderer = time.time(), renderer_of(args, decode='auto')

@@ -10,7 +10,7 @@ from PIL import Image
 
 from datasets.images import TooLarge
 from engine.checkpoint import default_model, suited_model, weights_by_name
-from engine.rendering.api import load_renderer, to_numpy
+from engine.rendering.api import load_renderer, to_numpy, to_tensor
 from engine.rendering.reading import read_source
 from engine.rendering.renderer import quantize
 from models import decodes_grids
@@ -37,10 +37,6 @@ class Opened:
         self.name, self.format = name, image.format
         self.pixels = to_numpy(quantize(img, torch.uint8))  # (h, w, 3 or 4)
         self.size = self.pixels.shape[:2]
-
-    @property
-    def tensor(self):
-        return torch.from_numpy(self.pixels[..., :3].transpose(2, 0, 1).astype(np.float32) / 255)
 
     def resized(self, region, size, channels=slice(None)):
         """The region (x, y, width, height) at size (H, W) by Pillow's bicubic interpolation: (H, W, channels)."""
@@ -149,7 +145,7 @@ class Viewer:
 
     def _scene(self, key, name):
         if (key, name) not in self.scenes:
-            self.scenes[key, name] = self.renderer(name).open(self.picture(key).tensor)
+            self.scenes[key, name] = self.renderer(name).open(to_tensor(self.picture(key).pixels[..., :3]))
             while len(self.scenes) > SCENES:
                 self.scenes.popitem(last=False)
         self.scenes.move_to_end((key, name))

@@ -14,8 +14,7 @@ import webbrowser
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import engine  # noqa: E402 (the path comes before it, and torch after it: how its threads wait)
-from engine.arguments import Parser  # noqa: E402
-from engine.rendering.figures import positive  # noqa: E402
+from engine.arguments import Parser, within  # noqa: E402
 from engine.runtime import run_program  # noqa: E402
 from utils import UserError  # noqa: E402
 from viewer.images import Viewer, find_models  # noqa: E402
@@ -32,15 +31,14 @@ def main(argv=None):
                         'Whoever reaches it can see the images')
     parser.add_argument('--port', type=int, default=8000, help='0: any free one; default: 8000')
     parser.add_argument('--open', action='store_true', help='open the page in the browser of this machine')
-    parser.add_argument('--max-upload', type=float, default=64, metavar='MB', help='largest file that the page '
-                        'may open, in MB; default: 64')
-    parser.add_argument('--max-pixels', type=float, default=40, metavar='MP', help='largest image, in million pixels; '
-                        'default: 40')
+    parser.add_argument('--max-upload', type=within(0, 1e6, float, above=True), default=64, metavar='MB',
+                        help='largest file that the page may open, in MB; default: 64')
+    parser.add_argument('--max-pixels', type=within(0, 1e6, float, above=True), default=40, metavar='MP',
+                        help='largest image, in million pixels; default: 40')
     args = parser.parse_args(argv)
 
     if not args.host.strip():
         raise UserError(f'--host: found {args.host!r}, expected an address, such as 0.0.0.0 to listen at all')
-    positive('max-upload', args.max_upload, most=1e6), positive('max-pixels', args.max_pixels, most=1e6)
     names = [] if args.host in ('127.0.0.1', '::1') else [args.host.lower(), socket.gethostname().lower()]
     viewer = Viewer(find_models(args.model), int(args.max_upload * 1e6), int(args.max_pixels * 1e6), args.gpu, names,
                     suit=args.model is None)

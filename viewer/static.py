@@ -20,7 +20,7 @@ from torch import nn
 
 import engine
 from models import decode
-from utils import UserError, atomic_write, denormalize, normalize
+from utils import UserError, denormalize, normalize, write_file
 from viewer.lattice import CLIP, STEPS, TILE, is_continuous, to_spline
 from viewer.web import POLICY
 
@@ -187,7 +187,4 @@ def page_files(model, graphs, ort):
 def write_folder(path, files):
     """Write {relative path: bytes}; each file is whole or absent. Raises OSError."""
     for name, data in files.items():
-        place = os.path.join(path, name)
-        os.makedirs(os.path.dirname(place), exist_ok=True)
-        with atomic_write(place) as f:
-            f.write(data)
+        write_file(os.path.join(path, name), data)

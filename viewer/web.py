@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import re
 import select
 import socket
 import threading
@@ -68,7 +69,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         length = self.headers.get('Content-Length', '')
-        self.unread = int(length) if length.isascii() and length.isdigit() else 0  # bytes of the body
+        self.unread = int(length) if re.fullmatch('[0-9]{1,19}', length) else 0  # bytes of the body
         self.answer('POST')
         if self.unread:
             self.discard()

@@ -55,28 +55,25 @@ def _window_mean(x, radius=5, sigma=1.5):
     return x.view(b, c, h - 2 * radius, w - 2 * radius)
 
 
-def make_lpips(device='cpu', net='alex'):
+def make_lpips(device='cpu'):
     """LPIPS (Zhang et al., 2018) as a function (sr, hr, dataset=None, scale=1) -> 0-d tensor, smaller is closer.
 
-    sr, hr: (B, 3, H, W) in [0, 1], compared in RGB for every data set, shaved as for PSNR; net: 'alex' or 'vgg'. Needs
-    the package lpips and the backbone's weights in torchvision's folder, which are not downloaded here; raises
-    UserError when one is missing.
+    sr, hr: (B, 3, H, W) in [0, 1], compared in RGB for every data set, shaved as for PSNR. Needs the package
+    lpips and AlexNet's weights in torchvision's folder, which are not downloaded here; raises UserError when one is
+    missing.
     """
     try:
         import lpips
     except ImportError:
         raise UserError('LPIPS needs the package lpips: pip install lpips') from None
-    from torchvision import models as backbones
-    if net not in ('alex', 'vgg'):
-        raise UserError(f"LPIPS is computed with net 'alex' or 'vgg', found {net!r}")
-    weights = backbones.AlexNet_Weights if net == 'alex' else backbones.VGG16_Weights
-    url = weights.IMAGENET1K_V1.url
+    from torchvision.models import AlexNet_Weights
+    url = AlexNet_Weights.IMAGENET1K_V1.url
     path = os.path.join(torch.hub.get_dir(), 'checkpoints', os.path.basename(url))
     if not os.path.exists(path):
         raise UserError(f'LPIPS needs the weights of its backbone: download {url} to {path}')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # it calls torchvision in an older way
-        network = lpips.LPIPS(net=net, verbose=False).to(device).eval()
+        network = lpips.LPIPS(net='alex', verbose=False).to(device).eval()
 
     @torch.no_grad()
     def calc_lpips(sr, hr, dataset=None, scale=1):

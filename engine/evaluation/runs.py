@@ -31,7 +31,7 @@ from engine.evaluation.metrics import calc_ssim
 from engine.evaluation.suite import FROM_HR, open_data
 from engine.rendering.renderer import Renderer, fixed_scale
 from engine.runtime import autocast, code_version, explain, peak_memory, reset_peak_memory
-from utils import Averager, UserError, atomic_write, counted, first_line
+from utils import Averager, UserError, counted, first_line, write_file
 
 
 RUN_FORMAT = 'liif-run-1'
@@ -131,7 +131,7 @@ class Options(NamedTuple):
     decode: str = 'exact'
 
     def key(self):
-        """The options as JSON. Those that kept results do not know yet are left out at their defaults."""
+        """The options as a dict for JSON. Those that kept results do not know yet are left out at their defaults."""
         added = {key: self._field_defaults[key] for key in ('cell_clip', 'decode')}
         return {key: value for key, value in {**self._asdict(), 'lpips': self.lpips is not None}.items()
                 if key not in added or value != added[key]}
@@ -316,8 +316,7 @@ def fingerprint(case):
 def write_json(path, value):
     """Write strict JSON: infinite PSNR becomes text, which float() takes back."""
     strict = json.loads(json.dumps(value), parse_constant=str)
-    with atomic_write(path, 'w', encoding='utf-8') as f:
-        f.write(json.dumps(strict, indent=1, allow_nan=False) + '\n')
+    write_file(path, json.dumps(strict, indent=1, allow_nan=False) + '\n')
 
 
 def digest(value):

@@ -9,7 +9,7 @@ from engine import ROOT
 from engine.config import parse_eval_type
 from engine.evaluation.runs import METRICS, RUN_FORMAT, write_json
 from engine.evaluation.suite import case_factor, scale_label
-from utils import UserError, atomic_write, counted
+from utils import UserError, atomic_write, counted, write_file
 
 
 PAPER = os.path.join(ROOT, 'docs', 'paper_tables.json')
@@ -207,8 +207,7 @@ def write_results(output, name, outcome, **options):
     for title, lines in (('', notes(outcome.runs)), ('Not measured:\n\n', not_measured(outcome))):
         if lines:
             text += '\n\n' + title + '\n'.join(f'- {line}' for line in lines)
-    with atomic_write(os.path.join(output, f'{name}.md'), 'w', encoding='utf-8') as f:
-        f.write(text.strip() + '\n')
+    write_file(os.path.join(output, f'{name}.md'), text.strip() + '\n')
     with atomic_write(os.path.join(output, f'{name}.csv'), 'w', encoding='utf-8', newline='') as f:
         writer = csv.writer(f)
         writer.writerow(['model', 'data', 'scale', 'image', *METRICS, 'seconds'])

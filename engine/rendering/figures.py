@@ -1,7 +1,5 @@
 """What the scripts that make figures share: the model's options, captions, views without aliasing, animations."""
-import math
 import os
-import shutil
 import tempfile
 from fractions import Fraction
 
@@ -14,7 +12,7 @@ from engine.arguments import PRECISIONS
 from engine.rendering.api import load_renderer, to_numpy
 from engine.rendering.renderer import Renderer
 from engine.rendering.video import WRITES, write_video
-from engine.rendering.writing import pillow_bytes, writable
+from engine.rendering.writing import file_format, pillow_bytes, writable
 from utils import UserError, atomic_write
 
 
@@ -73,9 +71,9 @@ def font(size):
     return ImageFont.load_default(size)  # Pillow's sans-serif, the same everywhere
 
 
-def tag(image, text, corner, size=None):
+def tag(image, text, corner):
     """Write text on a soft dark plate in a corner of an image: 'left' or 'right', at the top."""
-    size = size or max(11, round(min(image.size) / 26))
+    size = max(11, round(min(image.size) / 26))
     draw = ImageDraw.Draw(image, 'RGBA')
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font(size), anchor='lt')
     pad = round(size * 0.55)
@@ -86,9 +84,7 @@ def tag(image, text, corner, size=None):
 
 def save_image(image, path):
     """Write a PIL image, completely or not at all, in the format of the name's suffix. Raises UserError."""
-    kind = Image.registered_extensions().get(os.path.splitext(path)[1].lower())
-    if kind not in Image.SAVE:
-        raise UserError(f'output {path}: expected a name that ends in .png, .jpg or .webp')
+    kind = file_format(path, image.size[::-1])
     options = {'quality': 92, 'subsampling': 0} if kind == 'JPEG' else {}
     with writable(path), atomic_write(path) as f:
         f.write(pillow_bytes(image, kind, **options))
@@ -112,27 +108,13 @@ def save_animation(path, frames, count, size, fps, desc):
 def _save_frames(path, frames):
     if os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):
         raise UserError(f'output {path} exists already: name a new folder, or remove it')
-    with writable(path):
-        temporary = tempfile.mkdtemp(dir=os.path.dirname(os.path.abspath(path)), prefix='.frames')
-        try:
-            for i, frame in enumerate(frames):
-                with open(os.path.join(temporary, f'{i:05d}.png'), 'wb') as f:
-                    f.write(pillow_bytes(Image.fromarray(frame), 'PNG'))
-            os.chmod(temporary, 0o755)
-            os.replace(temporary, path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-
-
-# Numbers that the user gives.
-
-def positive(name, value, least=0.0, most=math.inf):
-    """Raises UserError unless least < value <= most."""
-    if not least < value <= most:
-        raise UserError(f'{name}: found {value:g}, expected more than {least:g}'
-                        + (f' and at most {most:g}' if most < math.inf else ''))
-    return value
+    with writable(path), tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(path)),
+                                                     prefix='.frames') as temporary:
+        folder = os.path.join(temporary, 'frames')
+        os.mkdir(folder)
+        for i, frame in enumerate(frames):
+            Image.fromarray(frame).save(os.path.join(folder, f'{i:05d}.png'))
+        os.replace(folder, path)
 
 
 def check_size(size):

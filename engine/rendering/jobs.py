@@ -243,7 +243,7 @@ def watched(scene, size, region, bar=None):
         yield top, left, rgb
         if bar is not None:
             bar.update(rgb.shape[1] * rgb.shape[2])
-    if scene.redone or any(turned.redone for _, turned in scene.turned):
+    if scene.redone:
         tqdm.write(f'{scene.renderer.precision} overflowed, so this is redone in float32')
 
 

@@ -33,7 +33,7 @@ class Pace:
 def fastest(renderer):
     """The renderer, or one in bfloat16 if a trial at x4 is 1.5 times as fast with it; and its Pace."""
     pace = Pace(renderer)
-    if not has_bf16(renderer.device):
+    if renderer.device.type == 'mps' or not has_bf16(renderer.device):
         return renderer, pace
     half = dataclasses.replace(renderer, precision='bf16')
     quick = Pace(half)

@@ -120,7 +120,6 @@ class Scene:
     def __init__(self, renderer, img, turns=()):
         self.renderer = renderer
         self.precision = renderer.precision
-        self.redone = False  # whether half precision overflowed and float32 took over
         self.size = tuple(img.shape[-2:])
         norm = renderer.data_norm.get('inp')
         self.inp = normalize(img.to(renderer.device)[None], norm, 1).contiguous(memory_format=torch.channels_last)
@@ -129,6 +128,11 @@ class Scene:
         self.lattices = {}  # window -> Lattice, kept with the codes
         self.mark = object()  # what `_gen_feat` leaves on the model
         self.turned = [(turn, Scene(renderer, _turn(img, turn))) for turn in turns]
+
+    @property
+    def redone(self):
+        """Whether half precision overflowed, here or in a turned image, and float32 took over."""
+        return self.precision != self.renderer.precision or any(scene.redone for _, scene in self.turned)
 
     @torch.no_grad()
     def encode(self):
@@ -225,7 +229,7 @@ class Scene:
         try:
             rgb = self._decode_window(window, y, x, cell, rows)
             if self.precision != 'float32' and not rgb.isfinite().all():
-                self.precision, self.redone = 'float32', True
+                self.precision = 'float32'
                 self._forget()
                 rgb = self._decode_window(window, y, x, cell, rows)
             yield top, left, rgb

@@ -18,7 +18,7 @@ from engine import distributed
 from engine.checkpoint import load_checkpoint, model_path
 from engine.runtime import StopSignals, autocast, code_version, describe_device, has_bf16, keep_freed_memory
 from engine.optim import LOSSES, learning_rate
-from engine.training.monitor import Monitor, Stopped
+from engine.training.monitor import Monitor, Stopped, warn_once
 from engine.training.state import State
 from engine.training.validation import measure_start, validate
 from utils import counted, normalize
@@ -34,6 +34,7 @@ def train(config, folder, device, checkpoint=None, workers=None):
     workers: processes that read images, None to choose by the machine.
     """
     torch.backends.cudnn.benchmark = True  # inputs keep their size
+    warn_once.cache_clear()
     if device.type == 'cpu':
         keep_freed_memory()
     loader = open_data(config, 'train_dataset', device, workers)
@@ -124,8 +125,8 @@ def begin(state, folder, device, checkpoint):
     log.info(f'model: {config["model"]["name"]}, {parameters:,} parameters, {config["precision"]}, '
              f'{describe_device(device)}{processes}, torch {torch.__version__}')
     if config['precision'] == 'bf16' and not has_bf16(device):
-        log.warning(f'precision: bf16 is emulated on this {device.type.upper().replace("CUDA", "GPU")} and slow: stop, and '
-                    f'start again with --set precision=float32')
+        log.warning('precision: bf16 is emulated on this device and slow: stop, and start again with --set '
+                    'precision=float32')
     log.info(f'begun at {time.strftime("%Y-%m-%d %H:%M:%S %z")} by code {code_version()}')
     if checkpoint is None and config['init']:
         log.info(f'starting from the weights of {config["init"]}')
@@ -152,7 +153,7 @@ def open_data(config, section, device, workers):
     log.info(f'{section}: {counted(len(data), "sample")}, {batches}, {counted(loader.num_workers, "worker")}')
     if distributed.is_main():
         for problem in check_headers(data, config['on_bad_image']):
-            log.warning(f'skipped: {problem}', extra={'once': True})
+            warn_once(f'skipped: {problem}')
         check_batches(data, spec['batch_size'])
     return loader
 

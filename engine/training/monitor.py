@@ -1,4 +1,5 @@
 """What surrounds the steps: their results, the progress bar, bad images, saves within an epoch, signals to stop."""
+import functools
 import logging
 import math
 import signal
@@ -140,4 +141,9 @@ class Monitor:
 
 def warn_of_skipped(batch):
     for reason in batch.get('reasons', ()):
-        log.warning(f'skipped: {reason}', extra={'once': True})
+        warn_once(f'skipped: {reason}')
+
+
+@functools.cache
+def warn_once(message):
+    log.warning(message)

@@ -44,17 +44,16 @@ class RunFolder:
     def __init__(self, path, resume=False, overwrite=False):
         self.path, self.overwrite, self.is_main = path, overwrite, distributed.is_main()
         self.begun, self.curves, self.saved = False, None, time.monotonic()
-        log.handlers = [Terminal(), LogFile(self)] if self.is_main else [Terminal(logging.WARNING)]
-        log.filters, log.propagate = [Once()], False
-        log.setLevel(logging.INFO)
         self.resume, self.lock = resume, None
         if resume and overwrite:
             raise UserError('--resume and --overwrite exclude each other: give one')
-        if not self.is_main:
-            return
-        if resume and os.path.isdir(path):
-            self._lock()
-        self._refuse_a_run()
+        if self.is_main:
+            if resume and os.path.isdir(path):
+                self._lock()
+            self._refuse_a_run()
+        log.handlers = [Terminal(), LogFile(self)] if self.is_main else [Terminal(logging.WARNING)]
+        log.propagate = False
+        log.setLevel(logging.INFO)
 
     def begin(self, config, finished=False):
         """Make the folder ready and keep the config in it: training begins. finished: nothing is left to train, so the
@@ -111,7 +110,7 @@ class RunFolder:
 
     def close(self):
         """Log to it no longer."""
-        log.handlers, log.filters, log.propagate = [], [], True
+        log.handlers, log.propagate = [], True
 
     def file(self, name):
         return os.path.join(self.path, name)
@@ -130,8 +129,8 @@ class RunFolder:
     # Checkpoints.
 
     def newest(self):
-        """(path, bytes) to resume from; None when there is none. A damaged epoch-last.pth is set aside,
-        so that it does not push out the good one before it."""
+        """(path, bytes) to resume from; None when there is none. A damaged epoch-last.pth is set aside, so that it does
+        not push out the good one before it."""
         if not self.is_main or not os.path.isdir(self.path):
             return None
         found = find_resume(self.path)
@@ -186,21 +185,6 @@ class RunFolder:
             if self.curves is not None:
                 with self.writing(CURVES):
                     self.curves.add(epoch, summary=self.curves.summary.image(name, pixels))
-
-
-class Once(logging.Filter):
-    """Passes a line marked by extra={'once': True} the first time only."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = set()
-
-    def filter(self, record):
-        if not getattr(record, 'once', False):
-            return True
-        new = record.getMessage() not in self.seen
-        self.seen.add(record.getMessage())
-        return new
 
 
 class Terminal(logging.Handler):

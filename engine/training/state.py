@@ -21,7 +21,8 @@ log = logging.getLogger('liif')
 
 
 class State:
-    """
+    """All that a training needs to go on: the model, the optimizer, and where it stands.
+
     config: complete, with `model` and `optimizer` specs (see `check_resumable`).
     checkpoint: what to resume; init: a checkpoint whose weights to start from instead; neither: new weights.
     Raises UserError for a checkpoint that does not suit the config, or whose training state is not complete.

@@ -162,12 +162,11 @@ def test_weights_that_are_not_those_of_the_spec(tmp_path):
     assert 'odd' in spoilt(lambda m: m['sd'].update(odd=torch.zeros(1)))
     assert 'not a plain tensor' in spoilt(lambda m: m['sd'].update({key: 3}))
     assert 'not a plain tensor' in spoilt(lambda m: m['sd'].update({key: m['sd'][key].to('meta')}))
-    assert "name: found 'nope', expected the name of a known model: liif" in \
-        spoilt(lambda m: m.update(name='nope'))
+    assert "model 'nope' is not known; known: bicubic, bilinear, edsr" in spoilt(lambda m: m.update(name='nope'))
     assert 'imnet_spc' in spoilt(lambda m: m['args'].update(imnet_spc=1))
     spoilt(lambda m: m['args']['imnet_spec']['args'].update(hidden_list='abc'))
     spoilt(lambda m: m['args']['encoder_spec']['args'].update(n_resblocks='many'))
-    assert 'args.encoder_spec.args.res_scale: found nan, expected a number >= 0' in \
+    assert "model 'edsr-baseline': res_scale: found nan, expected a number >= 0" in \
         spoilt(lambda m: m['args']['encoder_spec']['args'].update(res_scale=float('nan')))
 
 

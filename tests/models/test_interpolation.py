@@ -140,7 +140,7 @@ def test_device_and_state():
 
 
 def test_unknown_kernel():
-    with pytest.raises(UserError, match='expected matlab or pil'):
+    with pytest.raises(UserError, match="kernel: found 'opencv', expected one of matlab, pil"):
         models.make({'name': 'bicubic', 'args': {'kernel': 'opencv'}})
 
 

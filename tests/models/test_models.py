@@ -75,7 +75,8 @@ def test_bad_specs_say_what_is_wrong(spec, words):
 def test_null_means_the_default():
     """As in a config; other values reach the constructor as they are."""
     assert len(models.make({'name': 'edsr-baseline', 'args': {'n_resblocks': None, 'n_feats': 4}}).body) == 17
-    assert models.make({'name': 'mlp', 'args': {'out_dim': 3, 'hidden_list': (5, 6)}}, {'in_dim': 2}).layers[2].in_features == 5
+    decoder = models.make({'name': 'mlp', 'args': {'out_dim': 3, 'hidden_list': (5, 6)}}, {'in_dim': 2})
+    assert decoder.layers[2].in_features == 5
     with pytest.raises(UserError, match="model 'mlp': out_dim: found null, expected an integer from 1 to 65536"):
         models.make({'name': 'mlp', 'args': {'in_dim': 2, 'out_dim': None, 'hidden_list': []}})
 

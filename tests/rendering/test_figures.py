@@ -192,16 +192,12 @@ def test_growing_sizes(files, tmp_path):
 
 @pytest.mark.parametrize('script, args, words', [
     (compare, ['--scale', 0.5], '--scale: found 0.5'),
-    (compare, ['--scale', 'nan'], '^scale: found nan'),
     (compare, ['--region', '50,0,20,5', '--input-only'], '^--region: found 50,0,20,5, expected .*inside the image'),
     (compare, ['--scale', 1e6, '--input-only'], 'at most 100 million'),
     (compare, ['--scale', 100], 'too small'),
-    (zoom, ['--factor', 0], '^factor: found 0'),
     (zoom, ['--centre', '70,3'], 'inside the image of 60x42'),
     (zoom, ['--centre', 'nan,3'], 'inside the image of 60x42'),
-    (zoom, ['--seconds', '-1'], '^seconds: found -1'),
     (change_resolution, ['--input-size', 61], '1 to 60'),
-    (change_resolution, ['--end', 0], '^end: found 0'),
     (change_resolution, ['--end', 1_000_000], 'at most 100 million'),
 ])
 def test_mistakes_are_one_line_and_leave_nothing(files, tmp_path, script, args, words):
@@ -210,12 +206,20 @@ def test_mistakes_are_one_line_and_leave_nothing(files, tmp_path, script, args, 
     assert '\n' not in str(error.value) and not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize('script, args', [(compare, ['--region', 'here']), (zoom, ['--size', '0,5'])])
-def test_wrong_arguments_are_one_line(files, tmp_path, script, args, capsys):
+@pytest.mark.parametrize('script, args, words', [
+    (compare, ['--region', 'here'], "'here', expected x,y,width,height"),
+    (zoom, ['--size', '0,5'], "'0,5', expected H,W"),
+    (compare, ['--scale', 'nan'], 'nan, expected a number above 0 and at most 1e+09'),
+    (compare, ['--width', '299'], '299, expected a whole number from 300 to 20000'),
+    (zoom, ['--factor', '1'], '1, expected a number above 1 and at most 10000'),
+    (zoom, ['--seconds=-1'], '-1, expected a number above 0 and at most 3600'),
+    (change_resolution, ['--end', '0'], '0, expected a whole number of at least 1'),
+])
+def test_wrong_arguments_are_one_line(files, tmp_path, script, args, words, capsys):
     with pytest.raises(SystemExit):
         run(script, files, tmp_path / 'out', *args)
     said = capsys.readouterr().err
-    assert f'{args[0]}: found {args[1]!r}, expected' in said and said.count('\n') == 1
+    assert f'{args[0].split("=")[0]}: found {words}' in said and said.count('\n') == 1 and not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize('script', [compare, zoom, change_resolution])

@@ -21,8 +21,8 @@ def direct(model, size):
     """The whole image by the textbook formula, de-normalized and clamped."""
     coord = make_coord(size)[None]
     with torch.no_grad():
-        rgb = textbook.predict(model, (IMG[None] - 0.5) / 0.5, coord,
-                               torch.tensor([2 / size[0], 2 / size[1]]).expand_as(coord))
+        rgb = textbook.query(model, model.encoder((IMG[None] - 0.5) / 0.5), coord,
+                             torch.tensor([2 / size[0], 2 / size[1]]).expand_as(coord))
     return (rgb[0].mT.reshape(3, *size) * 0.5 + 0.5).clamp(0, 1)
 
 

@@ -153,7 +153,7 @@ def test_half_precision_on_cuda(config):
 @pytest.mark.parametrize('spec, words', [
     ({'name': 'adamm', 'args': {'lr': 1}}, 'known: adam, muon, sgd'),
     ({'name': 'adam', 'args': {'lr': 1, 'momentum': 0.9}}, 'momentum'),
-    ({'name': 'adam', 'args': {'lr': -1}}, 'learning rate')])
+    ({'name': 'adam', 'args': {'lr': -1}}, 'lr: found -1, expected a number >= 0')])
 def test_wrong_optimizers(spec, words):
     with pytest.raises(UserError, match=words):
         make_optimizer([torch.nn.Parameter(torch.zeros(1))], spec)
