@@ -62,8 +62,8 @@ class Interpolation(nn.Module):
         return out
 
     def taps(self, x, size, n):
-        """What is read at coordinates x (...) along an axis of n pixels: index, weight (..., P). size: of the query pixels
-        along it, (...) or one for all."""
+        """What is read at coordinates x (...) along an axis of n pixels: index, weight (..., P). size: of the query
+        pixels along it, (...) or one for all."""
         u = (x + 1) * (n / 2) - 0.5  # (...)
         stretch = u.new_ones(()) if size is None else size * (n / 2)
         return resampling_taps(u, stretch, n, self.kernel, self.border)
