@@ -299,9 +299,9 @@ def budget_table(root, data='Set5', scales=('2', '3', '4')):
 
 def trials_table(root):
     """A row for each trial of configs/budget/trial.yaml (scripts/release.py --facts), by budget, the best first."""
-    head = 'run', 'optimizer', 'steps', 'time', 'validation PSNR'
-    rows = [[run['run'], run['optimizer'], run['steps'], run['time'], run['validation PSNR, RGB, crops at x1 to x4']]
-            for run in tables.read_json_files(committed_files(root, TRIALS))]
+    facts = 'run', 'optimizer', 'precision of the training', 'steps', 'time', 'validation PSNR, RGB, crops at x1 to x4'
+    head = 'run', 'optimizer', 'precision', 'steps', 'time', 'validation PSNR'
+    rows = [[run[fact] for fact in facts] for run in tables.read_json_files(committed_files(root, TRIALS))]
     return tables.markdown(head, sorted(rows, key=lambda row: (int(row[0].rsplit('-')[-1]), row[-1]), reverse=True))
 
 

@@ -89,6 +89,29 @@ def test_a_phone_at_night(chromium, server):
     assert not page.problems
 
 
+def test_a_late_plain_view_does_not_end_a_movement(chromium, server):
+    """A view that the server rendered arrives after the page has moved on."""
+    page = Page(chromium, server[1], '?plain')
+    page.page.evaluate("""() => {
+        window.states = [];
+        new MutationObserver(() => states.push(document.body.dataset.state)).observe(
+            document.body, {attributes: true, attributeFilter: ['data-state']});
+        const real = window.fetch;
+        window.fetch = async (address, ...rest) => {
+            const answer = await real(address, ...rest);
+            if (String(address).includes('/render') && !window.arrive)
+                await new Promise(go => { window.arrive = go; });
+            return answer;
+        };
+        liif.zoomTo(6, 400, 300);
+    }""")
+    page.until('Boolean(window.arrive)')
+    page.page.evaluate('() => { states.length = 0; liif.zoomTo(8, 400, 300); arrive(); }')
+    page.finished()
+    assert page.page.evaluate('states') == ['moving', 'working', 'done']
+    page.context.close()
+
+
 @pytest.mark.parametrize('reason', ['without WebGL2', 'without a lattice', 'asked for'])
 def test_plain_views(chromium, server, tmp_path, reason):
     viewer, _ = server

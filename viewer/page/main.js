@@ -227,7 +227,7 @@ async function renderPlain() {
     const found = await engine.render(picture, model.name, part, call.signal);
     if (mine !== picture || plainCall !== call) return;
     painter.put(found, part);
-    document.body.dataset.state = 'done';
+    if (document.body.dataset.state === 'working') document.body.dataset.state = 'done';  // not if it has moved since
     say('');
     redraw();
   } catch (error) {
