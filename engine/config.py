@@ -12,8 +12,8 @@ from itertools import islice
 
 import yaml
 
-from engine.schema import EVAL_TYPE, HANDED, KINDS, REGISTRIES, REQUIRED, Key, keys_of, parameters_of, text_of
-from utils import Text, UserError, ValueType, counted, shaved_pixels, show
+from engine.schema import EVAL_TYPE, HANDED, KINDS, REGISTRIES, REQUIRED, Key, keys_of, text_of
+from utils import Text, UserError, ValueType, counted, parameters_of, shaved_pixels, show
 
 
 PROGRAMS = {'train': 'train_liif.py', 'test': 'test.py'}

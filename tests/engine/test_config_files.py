@@ -18,10 +18,11 @@ from datasets.loader import make_loader, unpack
 from engine.config import load_config, read_yaml
 from engine.evaluation.evaluate import eval_psnr
 from engine.optim import learning_rate
-from engine.schema import KINDS, REGISTRIES, REQUIRED, generated, keys_of, parameters_of
+from engine.schema import KINDS, REGISTRIES, REQUIRED, generated, keys_of
 from engine.training import loop
 from engine.training.state import State
 from tests.common import ROOT
+from utils import parameters_of
 
 
 FILES = sorted(os.path.relpath(path, os.path.join(ROOT, 'configs'))

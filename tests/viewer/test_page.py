@@ -89,6 +89,17 @@ def test_a_phone_at_night(chromium, server):
     assert not page.problems
 
 
+def test_the_narrowest_phone_shows_every_button(chromium, server):
+    page = Page(chromium, server[1], viewport={'width': 320, 'height': 568}, has_touch=True, is_mobile=True)
+    for panel in ('#actions', '#controls'):
+        outer, buttons = page.page.locator(panel).bounding_box(), page.page.locator(f'{panel} button:visible').all()
+        assert len(buttons) >= 5 and outer['x'] + outer['width'] <= 320
+        assert all(box['x'] >= outer['x'] and box['x'] + box['width'] <= outer['x'] + outer['width']
+                   for box in (button.bounding_box() for button in buttons)), panel
+    page.look('narrow')
+    page.context.close()
+
+
 def test_a_late_plain_view_does_not_end_a_movement(chromium, server):
     """A view that the server rendered arrives after the page has moved on."""
     page = Page(chromium, server[1], '?plain')
