@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 
 from engine.muon import BETAS, Muon
-from utils import FLAG, ListOf, Number, Registry
+from utils import FLAG, Integer, ListOf, Number, Registry, UserError
 
 
 optimizers, schedules = Registry('optimizer'), Registry('lr_scheduler')
@@ -33,6 +33,18 @@ def sgd(params, lr: LearningRate, momentum: Annotated[float, Number(0), 'decay o
         dampening: Annotated[float, Number(0), 'dampening of the momentum'] = 0, weight_decay: WeightDecay = 0,
         nesterov: Annotated[bool, FLAG, 'look ahead; needs a momentum, without dampening'] = False):
     return torch.optim.SGD(params, lr, momentum, dampening, weight_decay, nesterov)
+
+
+@optimizers.register('soap', 'optimizer')
+def soap(params, lr: LearningRate, betas: Annotated[list, BETAS, 'decay of the running means'] = (0.95, 0.95),
+         weight_decay: Annotated[float, Number(0), 'decay of the weights in a step, times lr'] = 0,
+         precondition_frequency: Annotated[int, Integer(1), 'steps between updates of the eigenbases'] = 10):
+    """Adam in the eigenbases of Shampoo's matrices (Vyas et al., 2024)."""
+    try:
+        from pytorch_optimizer import SOAP
+    except ImportError:
+        raise UserError("optimizer 'soap' needs a package: pip install pytorch_optimizer") from None
+    return SOAP(params, lr, tuple(betas), weight_decay=weight_decay, precondition_frequency=precondition_frequency)
 
 
 def make_optimizer(parameters, spec):

@@ -105,7 +105,7 @@ class State:
                             f'({type(error).__name__}: {error}); start from its weights with --init') from error
 
     def _restore_optimizer(self, found):
-        """Its running means; the rest comes from the config, which agrees."""
+        """Its running means and counts; the rest comes from the config, which agrees."""
         wanted = self.optimizer.state_dict()
         counts = [sum(len(group['params']) for group in sd['param_groups']) for sd in (found, wanted)]
         if counts[0] != counts[1]:
@@ -120,7 +120,8 @@ class State:
                 if torch.is_tensor(value) and value.dim() and value.shape != parameters[i].shape:
                     raise UserError(f'the optimizer state {key} of parameter {i} is {tuple(value.shape)}, expected '
                                     f'{tuple(parameters[i].shape)}: start from the weights alone with --init')
-        self.optimizer.load_state_dict({**wanted, 'state': found['state']})
+        groups = [{**was, **now} for was, now in zip(found['param_groups'], wanted['param_groups'])]
+        self.optimizer.load_state_dict({'param_groups': groups, 'state': found['state']})
 
 
 def start_from(init, config):

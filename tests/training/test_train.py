@@ -17,13 +17,13 @@ from PIL import Image
 import test
 import train_liif
 from datasets.loader import unpack
-from engine.checkpoint import load_checkpoint, load_model
+from engine.checkpoint import load_checkpoint, load_model, parse_checkpoint, to_bytes
 from engine.config import load_config
 from engine.optim import learning_rate, make_optimizer
 from engine.training import loop, monitor
 from engine.training.state import State, check_resumable, compare
 from tests.common import ROOT
-from tests.survival import make_images, tiny_config, write_config
+from tests.survival import make_images, same, tiny_config, write_config
 from tests.training.test_run_folder import read_events
 from utils import UserError
 
@@ -151,7 +151,7 @@ def test_half_precision_on_cuda(config):
 
 
 @pytest.mark.parametrize('spec, words', [
-    ({'name': 'adamm', 'args': {'lr': 1}}, 'known: adam, muon, sgd'),
+    ({'name': 'adamm', 'args': {'lr': 1}}, 'known: adam, muon, sgd, soap'),
     ({'name': 'adam', 'args': {'lr': 1, 'momentum': 0.9}}, 'momentum'),
     ({'name': 'adam', 'args': {'lr': -1}}, 'lr: found -1, expected a number >= 0')])
 def test_wrong_optimizers(spec, words):
@@ -264,6 +264,19 @@ def test_an_optimizer_state_of_another_model_is_refused(config, optimizer):
         change(saved['optimizer']['sd'])
         with pytest.raises(UserError, match='--init'):
             State(config, CPU, 3, saved)
+
+
+@pytest.mark.parametrize('name, args', [('adam', {'amsgrad': True}), ('sgd', {'momentum': 0.9}), ('muon', {}),
+                                        ('soap', {'precondition_frequency': 2})])
+def test_a_state_goes_on_bit_for_bit_through_a_file(config, name, args):
+    if name == 'soap':
+        pytest.importorskip('pytorch_optimizer')
+    config = {**config, 'optimizer': {'name': name, 'args': {'lr': 0.01, **args}}}
+    state, _ = steps(config, 3)
+    state.step = 3
+    resumed = State(config, CPU, state.steps, parse_checkpoint(bytes(to_bytes(state.checkpoint())), 'saved'))
+    assert steps(config, 4, state)[1] == steps(config, 4, resumed)[1]
+    same(state.checkpoint(), resumed.checkpoint())
 
 
 # From a config to a number.
