@@ -43,7 +43,7 @@ SIZES = {False: SimpleNamespace(
     lattice=(32, (6, 8, 12, 30)),  # side of the input, scales
     rounds=3)}
 SIZES[True] = SimpleNamespace(  # quick
-    decode=[(6, 7, 2), (5, 6, 3)], frame=(9, 12, 2), large=(20, 30, 2), step=(2, 8, 50),
+    decode=[(6, 7, 2)], frame=(9, 12, 2), large=(20, 30, 2), step=(2, 8, 50),
     product={'cpu': 1e7, 'cuda': 1e7}, lattice=(8, (6,)), rounds=1)
 DENSITIES = 4, 6  # of the lattice
 TIMED = {'textbook': 10_000, 'exact': 20_000}  # output pixels of the sides whose cost grows with them

@@ -118,14 +118,14 @@ class SRImplicitDegraded(SRImplicitDownsampled):
 
 
 OWN = value_types(SRImplicitDegraded).keys() - value_types(SRImplicitDownsampled).keys()  # the arguments added here
-FIXED = {'blur_sigma': Number(0, 100), 'noise_sigma': Number(0, 255), 'quality': Integer(1, 100)}
 
 
-def degrade(image, name, blur_sigma=0, noise_sigma=0, quality=None):
+def degrade(image, name, blur_sigma: Annotated[float, Number(0, 100), 'standard deviation of the blur, in pixels'] = 0,
+            noise_sigma: Annotated[float, Number(0, 255), 'standard deviation of the noise, in grey levels'] = 0,
+            quality: Annotated[int, Integer(1, 100), 'of JPEG; null: not compressed'] = None):
     """The same degradation every time, for measuring: blur, colour noise, JPEG (4:2:0), those that are given.
 
-    image: uint8 (h, w, 3); name: of the image's file, which determines the noise; blur_sigma: in pixels; noise_sigma:
-    in grey levels of 255; quality: 1 to 100. Returns uint8 (h, w, 3).
+    image: uint8 (h, w, 3); name: of the image's file, which determines the noise. Returns uint8 (h, w, 3).
     """
     if blur_sigma:
         image = gaussian_blur(image, blur_sigma)

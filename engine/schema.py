@@ -1,4 +1,4 @@
-"""The schema of configs: every key, every argument of the things a config names, what is accepted, the default.
+"""The schema of configs and suites: every key, every argument of what they name, what is accepted, the default.
 
 The keys are the classes below; the arguments are the annotated parameters of whatever is registered in `models`,
 `datasets` and engine/optim.py. From them come the check (engine/config.py), the tables of docs/configs.md and
@@ -19,10 +19,11 @@ import yaml
 
 import datasets
 import models
+from datasets.degraded import degrade
 from engine import ROOT
 from engine.arguments import PRECISIONS, Parser
 from engine.optim import LOSSES, optimizers, schedules
-from utils import Integer, ListOf, Number, OneOf, Spec, Text, ValueType, is_number, parameters_of, write_file
+from utils import Integer, ListOf, Number, OneOf, Spec, Text, ValueType, is_number, parameters_of, value_types, write_file
 
 
 REGISTRIES = {'dataset': datasets.registry, 'wrapper': datasets.registry, 'model': models.registry,
@@ -113,7 +114,25 @@ class Test:
     seed: Annotated[int, SEED, 'determines every random choice'] = 0
 
 
-KINDS = {'train': Train, 'test': Test}
+@dataclass(kw_only=True)
+class Entry:
+    data: Annotated[str, Text(), 'name of the data set, as the tables show it']
+    scales: Annotated[list, ValueType('a list of scales', lambda v: isinstance(v, list) and v != [],
+                                      {'type': 'array', 'minItems': 1, 'items': {'type': ['number', 'string']}}),
+                      'such as 2, 2.7, or 2x3.5 (vertical x horizontal)']
+    config: Annotated[str, Text(), 'path of a test config, {scale} in it stands for each scale; or else:'] = None
+    hr: Annotated[str, Text(), 'folder of HR images, from which the inputs are made'] = None
+    metric: Annotated[str, OneOf('benchmark', 'div2k', 'rgb'), 'how PSNR is measured; needed with hr'] = None
+    split_file: Annotated[str, Text(), 'JSON file {key: [file names]}; null: all images'] = None
+    split_key: Annotated[str, Text(), 'which list of split_file'] = None
+    crop: Annotated[int, Integer(64, 2 ** 16), 'only the middle crop x crop pixels; null: the whole image'] = None
+    degradations: Annotated[dict, ValueType('a mapping from names to steps',
+                                            lambda v: isinstance(v, dict) and v != {}, {'$ref': '#/definitions/steps'}),
+                            'measure with changed inputs, such as JPEG 75: {quality: 75}; steps: '
+                            f'{", ".join(value_types(degrade))}'] = None
+
+
+KINDS = {'train': Train, 'test': Test, 'suite': Entry}
 
 
 # Reading signatures.
@@ -147,8 +166,8 @@ def text_of(kind):
 # For people.
 
 def describe(group):
-    """The keys of a 'train' or 'test' config, or the arguments of a role such as 'wrapper', as text laid out like
-    YAML: what is accepted, the default in brackets, the meaning."""
+    """The keys of a 'train' or 'test' config or of an entry of a 'suite', or the arguments of a role such as 'wrapper',
+    as text laid out like YAML: what is accepted, the default in brackets, the meaning."""
     if group in KINDS:
         return '\n'.join(_lines(keys_of(KINDS[group])))
     registry = REGISTRIES[group]
@@ -176,8 +195,18 @@ def json_schema():
     return {'$schema': 'http://json-schema.org/draft-07/schema#',
             '$comment': 'written by python -m engine.schema --write',
             'if': {'required': ['test_dataset']}, 'then': _object(keys_of(Test)),
-            'else': _object(keys_of(Train), free={'model', 'optimizer'}),
-            'definitions': {role: _spec(role) for role in roles}}
+            'else': {'if': {'anyOf': [{'required': ['tests']}, {'required': ['suites']}]}, 'then': _suite(),
+                     'else': _object(keys_of(Train), free={'model', 'optimizer'})},
+            'definitions': {**{role: _spec(role) for role in roles},
+                            'steps': {'type': 'object', 'minProperties': 1,
+                                      'additionalProperties': _object(keys_of(degrade))}}}
+
+
+def _suite():
+    entry = {**_object(keys_of(Entry)), 'oneOf': [{'required': ['config']}, {'required': ['hr', 'metric']}]}
+    return {'type': 'object', 'additionalProperties': False, 'minProperties': 1, 'maxProperties': 1, 'properties': {
+        'tests': {'type': 'array', 'minItems': 1, 'items': entry},
+        'suites': {'type': 'array', 'minItems': 1, 'items': {'type': 'string'}}}}
 
 
 def _object(keys, free=(), others=False):

@@ -6,26 +6,18 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 import datasets
-from datasets.degraded import FIXED, degrade
+from datasets.degraded import degrade
 from datasets.imresize import imresize, lr_size, parse_scale, scale_name, shave_width
 from datasets.wrappers import Wrapper
 from engine import ROOT
 from engine.checkpoint import PUBLISHED_NORM
-from engine.config import load_config, parse_eval_type, printable, read_yaml
-from utils import Integer, OneOf, Text, UserError, ValueType
+from engine.config import Checker, agree_split, load_config, parse_eval_type, printable, read_yaml
+from engine.schema import Entry, keys_of
+from utils import UserError
 
 
 SUITES = os.path.join(ROOT, 'configs', 'suites')
 FROM_HR = 'from-hr'
-RULES = ('benchmark', 'div2k', 'rgb')  # how PSNR is measured
-STEPS = ValueType(f'a mapping with some of {", ".join(FIXED)}',
-                  lambda v: isinstance(v, dict) and v.keys() <= FIXED.keys(), {})
-KEYS = {  # of an entry, and what they may be
-    'data': Text(), 'config': Text(), 'hr': Text(), 'split_file': Text(), 'split_key': Text(),
-    'scales': ValueType('a list of scales', lambda v: isinstance(v, list) and v != [], {}),
-    'metric': OneOf(*RULES), 'crop': Integer(64, 2 ** 16),
-    'degradations': ValueType('a mapping from names to what is done, such as JPEG 75: {quality: 75}',
-                              lambda v: isinstance(v, dict) and v != {}, {})}
 
 
 class Case(NamedTuple):
@@ -86,7 +78,7 @@ def read_suite(name, scales=None, data_root=None):
                             f'.yaml file (docs/evaluation.md)')
     tests = read_tests(path, where)
     wanted = None if scales is None else [canonical_scale(scale) for scale in scales]
-    cases = [case for i, test in enumerate(tests) for case in read_test(test, f'{where}: tests.{i}', wanted, data_root)]
+    cases = [case for i, test in enumerate(tests) for case in read_test(check_test(test, where, f'tests.{i}'), wanted, data_root)]
     unknown = set(wanted or ()) - {case.scale for case in cases}
     if unknown:
         listed = ', '.join(dict.fromkeys(str(scale) for test in tests for scale in test['scales']))
@@ -108,12 +100,32 @@ def read_tests(path, where, kinds=('tests', 'suites')):
             for test in read_tests(os.path.join(SUITES, f'{name}.yaml'), f'{where}: {printable(name)}', ('tests',))]
 
 
-def read_test(test, where, wanted, data_root):
+def check_test(test, where, path):
+    """An entry of a suite with all its keys. Raises UserError for keys and values that do not belong there."""
+    check = Checker(where)
+    test = check.table(test, keys_of(Entry), path)
+    given = [key for key, value in test.items() if value is not None]
+    if ('config' in given) == ('hr' in given):
+        check.fail(path, ', '.join(given), 'either config: the path of a test config, or hr: a folder', 'give one')
+    if 'hr' in given and 'metric' not in given:
+        check.fail(f'{path}.metric', 'nothing', 'how PSNR is measured, since there is no config', 'add it')
+    extra = [key for key in given if key not in ('data', 'scales', 'config')]
+    if 'config' in given and extra:
+        check.fail(f'{path}.{extra[0]}', str(test[extra[0]]), 'hr with it, instead of config', 'change one of the two')
+    agree_split(check, test, path)
+    for name, steps in (test['degradations'] or {}).items():
+        check.table(steps, keys_of(degrade), f'{path}.degradations.{name}')
+    if len(test['scales']) > 1 and '{scale}' not in (test['config'] or '{scale}'):
+        check.fail(f'{path}.config', f'{test["config"]} for {len(test["scales"])} scales', 'a path with {scale}',
+                   'add it, or give one scale')
+    return test
+
+
+def read_test(test, wanted, data_root):
     """The cases of one entry of a suite, for each of its degradations, if any."""
-    check_test(test, where)
     listed = [canonical_scale(scale) for scale in test['scales']]
     tasks = any('-' in scale for scale in listed)  # from one size of faces to another, as CelebA-HQ
-    for name, steps in test.get('degradations', {None: None}).items():
+    for name, steps in (test['degradations'] or {None: None}).items():
         data = test['data'] if name is None else f'{test["data"]}, {name}'
         for scale in listed if wanted is None else wanted:
             if scale in listed or not tasks and '-' not in scale:
@@ -123,38 +135,14 @@ def read_test(test, where, wanted, data_root):
                 yield Case(data, scale, config, *locate(config['test_dataset']['dataset'], data_root))
 
 
-def check_test(test, where):
-    """UserError unless an entry of a suite has keys that belong together, and values of their types."""
-    keys = set(test) if isinstance(test, dict) else set()
-    needed, optional = {'data', 'scales', 'hr', 'metric'}, {'crop', 'degradations', 'split_file', 'split_key'}
-    if 'config' in keys:
-        needed, optional = {'data', 'scales', 'config'}, set()
-    if not needed <= keys <= needed | optional or len(keys & {'split_file', 'split_key'}) == 1:
-        raise UserError(f'{where}: found {str(test)[:80]}, expected data, scales: [...], and either config: a path '
-                        f'with {{scale}}, or hr: a folder and metric: {", ".join(RULES)}; with hr also split_file '
-                        f'and split_key, which name a part of it, crop and degradations')
-    found = {key: (value, KEYS[key]) for key, value in test.items()}
-    degradations = test.get('degradations')
-    for name, steps in degradations.items() if isinstance(degradations, dict) else ():
-        found[f'degradations.{name}'] = steps, STEPS
-        for key, value in steps.items() if isinstance(steps, dict) else ():
-            found[f'degradations.{name}.{key}'] = value, FIXED.get(key, STEPS)
-    for key, (value, kind) in found.items():
-        if not kind.accepts(value):
-            raise UserError(f'{where}.{key}: found {str(value)[:80]}, expected {kind.text}')
-    if len(test['scales']) > 1 and '{scale}' not in test.get('config', '{scale}'):
-        raise UserError(f'{where}.config: found {test["config"]} for {len(test["scales"])} scales, expected a path '
-                        f'with {{scale}}, or one scale')
-
-
 def config_at(test, scale, listed):
     """The test config of an entry at a scale, which need not be one of those `listed`."""
-    if 'hr' in test:
+    if test['hr'] is not None:
         config = hr_config(test['hr'], scale, test['metric'], PUBLISHED_NORM)
-        if 'split_file' in test:
+        if test['split_file'] is not None:
             config['test_dataset']['dataset']['args'].update(split_file=_in_root(test['split_file']),
                                                              split_key=test['split_key'])
-        if 'crop' in test:
+        if test['crop'] is not None:
             config['test_dataset']['wrapper']['args']['crop'] = test['crop']
         return config
     file, listed_file = (_in_root(test['config'].replace('{scale}', s)) for s in (scale, listed[0]))

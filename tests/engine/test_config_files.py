@@ -28,6 +28,7 @@ from utils import parameters_of
 FILES = sorted(os.path.relpath(path, os.path.join(ROOT, 'configs'))
                for path in glob.glob(os.path.join(ROOT, 'configs', '**', '*.yaml'), recursive=True)
                if os.path.basename(os.path.dirname(path)) != 'suites')
+SUITES = sorted(f'suites/{name}' for name in os.listdir(os.path.join(ROOT, 'configs', 'suites')))
 TRAIN = [name for name in FILES if not name.startswith('test/')]
 TEST = [name for name in FILES if name.startswith('test/')]
 DIV2K = [name for name in TRAIN if name.startswith('train-div2k')]
@@ -255,7 +256,7 @@ def validator():
     return jsonschema.Draft7Validator(schema)
 
 
-@pytest.mark.parametrize('name', FILES)
+@pytest.mark.parametrize('name', FILES + SUITES)
 def test_file_names_the_json_schema_and_satisfies_it(name, validator):
     with open(config_path(name)) as f:
         first = f.readline()
@@ -279,6 +280,20 @@ def test_json_schema_finds_mistakes(change, path, validator):
     change(config)
     found = [error for error in validator.iter_errors(config)]
     assert ['.'.join(map(str, error.absolute_path)) for error in innermost(found)] == [path]
+
+
+@pytest.mark.parametrize('change, path', [
+    (lambda s: s['tests'][0].update(crops=64), 'tests.0'),
+    (lambda s: s['tests'][0].update(crop=63), 'tests.0.crop'),
+    (lambda s: s['tests'][0]['degradations'].update(mine={'quality': 101}), 'tests.0.degradations.mine.quality'),
+    (lambda s: s['tests'][0]['degradations'].update(mine={'qualty': 75}), 'tests.0.degradations.mine'),
+    (lambda s: s.update(suites=['div2k']), ''),
+])
+def test_json_schema_finds_mistakes_in_suites(change, path, validator):
+    suite = json.loads(json.dumps(read_yaml(config_path('suites/real.yaml'))))  # without shared parts
+    change(suite)
+    found = [error for error in validator.iter_errors(suite)]
+    assert {'.'.join(map(str, error.absolute_path)) for error in innermost(found)} == {path}
 
 
 def innermost(errors):

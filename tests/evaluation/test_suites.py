@@ -109,22 +109,29 @@ def test_wrong_suites_are_told_in_one_line(text, tmp_path):
     assert 's.yaml' in str(error.value) and '\n' not in str(error.value)
 
 
+CONFIG = {'data': 'x', 'config': 'c{scale}.yaml', 'scales': [2]}
+
+
 @pytest.mark.parametrize('entry, words', [
-    (3, 'tests.0: found 3, expected data, scales'),
-    ({'data': 'a'}, "tests.0: found {'data': 'a'}, expected data, scales"),
-    ({**ENTRY, 'split_key': 'mine'}, 'split_file and split_key'),
-    ({'data': 'x', 'config': 'c{scale}.yaml', 'scales': [2], 'crop': 99}, 'either config: a path'),
-    ({'data': 'x', 'config': 'c-2.yaml', 'scales': [2, 3]}, 'tests.0.config: found c-2.yaml for 2 scales, expected a'),
+    (3, 'tests.0: found 3, expected a mapping with data, scales'),
+    ({'data': 'a'}, 'tests.0.scales: found nothing, expected a list of scales'),
+    ({'data': 'a', 'scales': [2]}, 'tests.0: found data, scales, expected either config: '),
+    ({**ENTRY, 'config': 'c.yaml'}, 'tests.0: found data, scales, config, hr, metric, expected either config: '),
+    ({**ENTRY, 'metric': None}, 'tests.0.metric: found nothing, expected how PSNR is measured'),
+    ({**ENTRY, 'split_key': 'mine'}, 'tests.0.split_file: found nothing, expected a value, since split_key is given'),
+    ({**ENTRY, 'split': 'mine'}, "tests.0.split: found 'mine' under an unknown name, expected one of: data, scales"),
+    ({**CONFIG, 'crop': 99}, 'tests.0.crop: found 99, expected hr with it, instead of config'),
+    ({**CONFIG, 'config': 'c-2.yaml', 'scales': [2, 3]}, 'tests.0.config: found c-2.yaml for 2 scales, expected a'),
     ({**ENTRY, 'data': 5}, 'tests.0.data: found 5, expected a text'),
-    ({**ENTRY, 'metric': 'luma'}, 'tests.0.metric: found luma, expected one of benchmark, div2k, rgb'),
+    ({**ENTRY, 'metric': 'luma'}, "tests.0.metric: found 'luma', expected one of benchmark, div2k, rgb"),
     ({**ENTRY, 'scales': []}, 'tests.0.scales: found [], expected a list of scales'),
-    *(({**ENTRY, 'crop': wrong}, f'tests.0.crop: found {wrong}, expected an integer from 64')
-      for wrong in (0, '100', None)),
-    *(({**ENTRY, 'degradations': wrong}, f'tests.0.degradations{key}: found {found}, expected ')
-      for wrong, key, found in ((['JPEG'], '', "['JPEG']"), ({}, '', '{}'), (None, '', 'None'),
-                                ({'JPEG': 75}, '.JPEG', '75'), ({'JPEG': {'quality': 0}}, '.JPEG.quality', '0'),
-                                ({'JPEG': {'blur': 1}}, '.JPEG', "{'blur': 1}"),
-                                ({'JPEG': {'blur': {}}}, '.JPEG', "{'blur': {}}")))])
+    *(({**ENTRY, 'crop': wrong}, f'tests.0.crop: found {wrong!r}, expected an integer from 64') for wrong in (0, '100')),
+    *(({**ENTRY, 'degradations': wrong}, f'tests.0.degradations{key}: found {found}')
+      for wrong, key, found in ((['JPEG'], '', "['JPEG'], expected"), ({}, '', '{}, expected'),
+                                ({'JPEG': 75}, '.JPEG', '75, expected a mapping with blur_sigma'),
+                                ({'JPEG': {'quality': 0}}, '.JPEG.quality', '0, expected an integer from 1 to 100'),
+                                ({'JPEG': {'blur': 1}}, '.JPEG.blur', '1 under an unknown name'),
+                                ({'JPEG': {'blur': {}}}, '.JPEG.blur', '{} under an unknown name')))])
 def test_wrong_entries_of_suites_are_told_in_one_line(entry, words, tmp_path):
     with pytest.raises(UserError) as error:
         read_suite(write_suite(tmp_path / 's.yaml', entry))

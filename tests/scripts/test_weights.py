@@ -106,9 +106,9 @@ def test_psnr_on_the_sample_photographs_is_as_it_was(folder, photographs, tmp_pa
         pytest.skip(f'{folder} has no results on the sample photographs (test.py --suite samples)')
     with open(os.path.join(folder, RESULTS)) as f:
         kept = {run['scale']: run for run in json.load(f)['runs']
-                if run['data'] == 'samples' and run['model']['parameters']}
+                if run['data'] == 'samples' and run['model']['parameters'] and run['scale'] in ('2', '8')}
     path = os.path.join(folder, 'model.pth')
-    cases = read_suite('samples', None, photographs)
+    cases = read_suite('samples', ['2', '8'], photographs)
     bicubic = run_suite(cases, ['bicubic'], torch.device('cpu'), str(tmp_path)).runs
     runs = run_suite(cases, [path], torch.device('cpu'), str(tmp_path), Options()).runs
     assert [run['scale'] for run in runs] == [run['scale'] for run in bicubic] == list(kept)
