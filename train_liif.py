@@ -34,7 +34,7 @@ from engine.config import load_config
 from engine.runtime import Parser, parse_gpus, run_program, select_device
 from engine.training.loop import train
 from engine.training.run_folder import RunFolder, folder_name
-from engine.training.state import check_resumable
+from engine.training.state import Changed, check_resumable
 from utils import UserError
 
 
@@ -48,8 +48,9 @@ def main(argv=None):
     parser.add_argument('--tag', help='appended to that name')
     parser.add_argument('--gpu',
                         help="a GPU's number, several such as 0,1, or cpu; default: the first GPU, else the CPU")
-    parser.add_argument('--resume', action='store_true', help="go on from the run folder's newest usable checkpoint")
-    parser.add_argument('--overwrite', action='store_true', help='delete what an earlier run left in the run folder')
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument('--resume', action='store_true', help="go on from the run folder's newest usable checkpoint")
+    earlier.add_argument('--overwrite', action='store_true', help='delete what an earlier run left in the run folder')
     parser.add_argument('--init', metavar='MODEL',
                         help='start from the weights of a checkpoint or a name in weights/ (overrides the key init)')
     parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE',
@@ -79,7 +80,10 @@ def run(config, folder, device, args):
     """Begin or resume; returns the number of the signal that stopped it, or None."""
     path, data = checkpoint_to_resume(config, folder, args)
     if data is not None:  # a mistake is reported before other processes wait for this one
-        check_resumable(config, parse_checkpoint(data, path), path, args.allow_change)
+        try:
+            check_resumable(config, parse_checkpoint(data, path), path, args.allow_change)
+        except Changed as error:
+            raise UserError(f'{error}, or give {" ".join(f"--allow-change {key}" for key in error.keys)}') from None
     distributed.join(device)
 
     data, checkpoint = distributed.from_first(data, device), None

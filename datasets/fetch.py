@@ -61,7 +61,7 @@ def download(urls, path, md5=None, attempts=4, pause=2.0, timeout=30):
         _forget(path + '.part')
         return
     raise UserError(f'could not download {os.path.basename(path)} ({"; ".join(problems)}): try again later, or get it '
-                    f'by other means and pass its path with --from')
+                    f'by other means and give its path')
 
 
 def _download_one(url, part, attempts, pause, timeout):

@@ -144,7 +144,7 @@ def in_processes(function, jobs, workers, label):
             # A few jobs ahead, since they may carry whole images.
             yield from progress(in_order(pool, ((function, *job) for job in jobs), 4 * workers))
         except concurrent.futures.process.BrokenProcessPool:
-            raise UserError('a worker process was killed, most likely for lack of memory: use fewer --workers') \
+            raise UserError('a worker process was killed, most likely for lack of memory: use fewer workers') \
                 from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -163,7 +163,7 @@ def _make_lr(hr_path, lr_folder, scales, kernel, overwrite):
                 found = image_size(path)
                 if found != small:
                     raise UserError(f'{path} is {found[1]}x{found[0]}, expected {small[1]}x{small[0]}: it belongs to '
-                                    f'another image; remove it or pass --overwrite')
+                                    f'another image; remove it or overwrite it')
                 kept += 1
                 continue
             if hr is None:

@@ -93,8 +93,8 @@ def choose_weights(checkpoint, path, ema=False):
     """The spec {name, args, sd} of a checkpoint's model; ema: with its averaged weights. Raises UserError when it holds
     none."""
     if ema and not checkpoint.get('ema'):
-        raise UserError(f'checkpoint {path} holds no averaged weights (a config sets them by ema: 0.999): leave '
-                        f'--ema out')
+        raise UserError(f'checkpoint {path} holds no averaged weights (a config sets them by ema: 0.999): use its '
+                        f'last weights')
     return {**checkpoint['model'], 'sd': checkpoint['ema']} if ema else checkpoint['model']
 
 
@@ -286,7 +286,7 @@ def find_resume(folder):
             problems.append(str(error))
             log.warning(f'passing over a checkpoint: {error}')
     if problems:
-        raise UserError(f'no checkpoint in {folder} is usable ({problems[0]}); start again with --overwrite')
+        raise UserError(f'no checkpoint in {folder} is usable ({problems[0]}); overwrite the run')
     return None
 
 
@@ -343,6 +343,6 @@ def default_model(folder=None):
     except FileNotFoundError:
         found = sorted(glob.glob(os.path.join(folder, '*', 'model.pth')), key=os.path.getmtime)
     if not found or not os.path.isfile(found[-1]):
-        raise UserError('no weights come with this copy of the project: name a checkpoint, --model save/.../'
+        raise UserError('no weights come with this copy of the project: name a checkpoint, such as save/.../'
                         'epoch-last.pth (bash scripts/quickstart.sh trains a small one in minutes)')
     return found[-1]

@@ -49,7 +49,7 @@ def join(device):
     except (RuntimeError, ValueError) as error:
         where = f'{os.environ.get("MASTER_ADDR", "?")}:{os.environ.get("MASTER_PORT", "?")}'
         raise UserError(f'process {rank()} of {world()} cannot reach the others at {where} ({first_line(error)}): '
-                        f'check --master-addr and --master-port of torchrun') from error
+                        f'check the address and the port that torchrun was given') from error
 
 
 def joined():
@@ -160,9 +160,9 @@ def end(processes):
             process.wait()
 
 
-def resume_command():
-    """The command, as text, that goes on with this run."""
+def resume_command(*more):
+    """The command, as text, that goes on with this run; more: further arguments."""
     if 'RANK' in os.environ and 'LIIF_LAUNCHER' not in os.environ:
-        return 'the same torchrun command with --resume'
-    arguments = [a for a in sys.argv if a != '--overwrite']
-    return shlex.join(['python', *arguments] + ([] if '--resume' in arguments else ['--resume']))
+        return f'the same torchrun command with {shlex.join(["--resume", *more])}'
+    arguments = [argument for argument in sys.argv if argument not in ('--overwrite', '--resume')]
+    return shlex.join(['python', *arguments, '--resume', *more])

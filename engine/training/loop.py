@@ -125,8 +125,8 @@ def begin(state, folder, device, checkpoint):
     log.info(f'model: {config["model"]["name"]}, {parameters:,} parameters, {config["precision"]}, '
              f'{describe_device(device)}{processes}, torch {torch.__version__}')
     if config['precision'] == 'bf16' and not has_bf16(device):
-        log.warning('precision: bf16 is emulated on this device and slow: stop (Ctrl-C), and go on with --resume --set '
-                    'precision=float32 --allow-change precision')
+        faster = distributed.resume_command('--set', 'precision=float32', '--allow-change', 'precision')
+        log.warning(f'precision: bf16 is emulated on this device and slow: stop (Ctrl-C), and go on with: {faster}')
     log.info(f'begun at {time.strftime("%Y-%m-%d %H:%M:%S %z")} by code {code_version()}')
     if checkpoint is None and config['init']:
         log.info(f'starting from the weights of {config["init"]}')

@@ -58,7 +58,7 @@ class Monitor:
                 asked = time.perf_counter()
         share = waited / (time.perf_counter() - begun)
         if share > 0.2 and waited > 5:
-            log.info(f'the model waited for data {share:.0%} of the time: give more --workers, or set cache: bin')
+            log.info(f'the model waited for data {share:.0%} of the time: use more workers, or set cache: bin')
         if self.record() or self.stopping:
             raise Stopped
 

@@ -30,14 +30,14 @@ def folder_name(config_path, name=None, tag=None):
     name = '_' + os.path.splitext(os.path.basename(config_path))[0] if name is None else name
     name += f'_{tag}' if tag else ''
     if name in ('', '.', '..') or os.path.basename(name) != name:
-        raise UserError(f'--name, --tag: found {name!r}, expected the name of a folder below save/')
+        raise UserError(f'name, tag: found {name!r}, expected the name of a folder below save/')
     return os.path.join('save', name)
 
 
 class RunFolder:
     """The run folder `path`. In processes other than the first, everything here does nothing.
 
-    resume: go on with the run in it, when there is one. overwrite: replace it. Raises UserError with neither for a
+    resume: go on with the run in it, when there is one; or overwrite: replace it. Raises UserError with neither for a
     folder in which training began. Nothing is written or deleted before `begin`.
     """
 
@@ -45,8 +45,6 @@ class RunFolder:
         self.path, self.overwrite, self.is_main = path, overwrite, distributed.is_main()
         self.begun, self.curves, self.saved = False, None, time.monotonic()
         self.resume, self.lock = resume, None
-        if resume and overwrite:
-            raise UserError('--resume and --overwrite exclude each other: give one')
         if self.is_main:
             if resume and os.path.isdir(path):
                 self._lock()
@@ -79,8 +77,8 @@ class RunFolder:
     def _refuse_a_run(self):
         begun = glob.glob('*.pth*', root_dir=self.path) or os.path.exists(self.file(CONFIG))
         if begun and not self.resume and not self.overwrite:
-            raise UserError(f'{self.path} holds a run already: continue it by --resume, replace it by --overwrite, or '
-                            f'keep both by another --name or --tag')
+            raise UserError(f'{self.path} holds a run already: resume it, overwrite it, or keep both by another name '
+                            f'or tag')
 
     def _delete(self):
         """Delete the folder of an earlier run. It is renamed first: killed in the middle of deleting, what is left of
@@ -103,8 +101,8 @@ class RunFolder:
         try:
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by data workers, which may end later
         except (BlockingIOError, PermissionError):
-            raise UserError(f'{self.path} is in use by another run: wait until it ends, or use another --name or '
-                            f'--tag') from None
+            raise UserError(f'{self.path} is in use by another run: wait until it ends, or use another name or '
+                            f'tag') from None
         except OSError:  # a file system without locks
             pass
 

@@ -20,6 +20,11 @@ FREE = {'resume', 'init', 'save_minutes', 'epoch_save', 'eval_bsize'}
 log = logging.getLogger('liif')
 
 
+class Changed(UserError):
+    """A config that is not the one of the run to resume. keys: the paths of the keys that differ."""
+    keys = ()
+
+
 class State:
     """All that a training needs to go on: the model, the optimizer, and where it stands.
 
@@ -102,7 +107,7 @@ class State:
             raise
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
             raise UserError(f'the checkpoint cannot be resumed from, its training state is not complete or not valid '
-                            f'({type(error).__name__}: {error}); start from its weights with --init') from error
+                            f'({type(error).__name__}: {error}); start from its weights with init') from error
 
     def _restore_optimizer(self, found):
         """Its running means and counts; the rest comes from the config, which agrees."""
@@ -110,7 +115,7 @@ class State:
         counts = [sum(len(group['params']) for group in sd['param_groups']) for sd in (found, wanted)]
         if counts[0] != counts[1]:
             raise UserError(f'the optimizer state is for {counts[0]} parameters, the model has {counts[1]}: '
-                            f'start from the weights alone with --init')
+                            f'start from the weights alone with init')
         name, args = self.config['optimizer']['name'], self.config['optimizer']['args']
         if not found['state'] and self.epoch + self.step > 1 and (name != 'sgd' or args.get('momentum')):
             raise ValueError(f'the running means of {name} are missing')
@@ -119,7 +124,7 @@ class State:
             for key, value in values.items():
                 if torch.is_tensor(value) and value.dim() and value.shape != parameters[i].shape:
                     raise UserError(f'the optimizer state {key} of parameter {i} is {tuple(value.shape)}, expected '
-                                    f'{tuple(parameters[i].shape)}: start from the weights alone with --init')
+                                    f'{tuple(parameters[i].shape)}: start from the weights alone with init')
         groups = [{**was, **now} for was, now in zip(found['param_groups'], wanted['param_groups'])]
         self.optimizer.load_state_dict({'param_groups': groups, 'state': found['state']})
 
@@ -153,8 +158,8 @@ def check_resumable(config, checkpoint, path, allowed=()):
     """The config to go on with from a checkpoint: the given one, with the checkpoint's `model`, and its `optimizer`
     where the given one has none.
 
-    allowed: paths of keys that may differ, such as 'epoch_max' or 'optimizer.args'. Raises UserError showing all other
-    differences.
+    allowed: paths of keys that may differ, such as 'epoch_max' or 'optimizer.args'. Raises Changed showing all other
+    differences, UserError for a checkpoint that cannot be resumed from.
     """
     was = checkpoint.get('config') or {key: config[key] for key in config if key not in ('model', 'optimizer')}
     was = {**was, 'model': {'name': checkpoint['model']['name'], 'args': checkpoint['model'].get('args') or {}}}
@@ -162,7 +167,7 @@ def check_resumable(config, checkpoint, path, allowed=()):
     if not isinstance(optimizer.get('name'), str) or not isinstance(optimizer.get('args'), dict) \
             or not isinstance(optimizer.get('sd'), dict):
         raise UserError(f'checkpoint {path} holds weights but no optimizer: {{name, args, sd}}, so it cannot be '
-                        f'resumed from; start from its weights with --init {path}')
+                        f'resumed from; start from its weights with init: {path}')
     was['optimizer'] = {'name': optimizer['name'], 'args': optimizer['args']}
     now = {key: was[key] if value is None and key in ('model', 'optimizer') else value for key, value in config.items()}
     ends = [(c.get('lr_scheduler') or {}).get('args', {}).get('epochs', 'none') for c in (was, now)]
@@ -170,16 +175,16 @@ def check_resumable(config, checkpoint, path, allowed=()):
         was['lr_scheduler'] = {**was['lr_scheduler'], 'args': {**was['lr_scheduler']['args'], 'epochs': None}}
     unknown = [key for key in allowed if key.split('.')[0] not in now]
     if unknown:
-        raise UserError(f'--allow-change: found {unknown[0]}, expected a key of the config')
-    differences = [f'{key} is {b}, was {a}' for key, a, b in compare(was, now)
-                   if key.split('.')[0] not in FREE and not any(f'{key}.'.startswith(f'{a}.') for a in allowed)]
+        raise UserError(f'found {unknown[0]} allowed to change, expected a key of the config')
+    differences = {key: f'{key} is {b}, was {a}' for key, a, b in compare(was, now)
+                   if key.split('.')[0] not in FREE and not any(f'{key}.'.startswith(f'{a}.') for a in allowed)}
     if differences:
-        keys = ' '.join(f'--allow-change {d.split(" is ")[0]}' for d in differences)
-        raise UserError(f'the config is not the one of {path}: {"; ".join(differences)}; change it back, or give '
-                        f'{keys}')
+        error = Changed(f'the config is not the one of {path}: {"; ".join(differences.values())}; change it back')
+        error.keys = list(differences)
+        raise error
     if now['optimizer']['name'] != was['optimizer']['name']:
         raise UserError(f'the state of {was["optimizer"]["name"]} in {path} is of no use to '
-                        f'{now["optimizer"]["name"]}: start from its weights with --init {path}')
+                        f'{now["optimizer"]["name"]}: start from its weights with init: {path}')
     return {**now, 'model': was['model'], 'init': was.get('init')}
 
 

@@ -37,7 +37,7 @@ def test_interruptions_are_resumed(server, tmp_path):
 def test_a_later_call_resumes(server, tmp_path):
     server.files['a.zip'], server.cut = BODY, [100_000]
     path = str(tmp_path / 'a.zip')
-    with pytest.raises(UserError, match='ended after 100,000 of 300,000 bytes.*--from'):
+    with pytest.raises(UserError, match='ended after 100,000 of 300,000 bytes.*give its path'):
         download([server.url + 'a.zip'], path, MD5, attempts=1)
     assert not os.path.exists(path) and os.path.getsize(path + '.part') == 100_000
     download([server.url + 'a.zip'], path, MD5, attempts=1)
@@ -76,7 +76,7 @@ def test_checksum_and_mirrors(server, tmp_path):
     urls = [server.url + f'{name}/a.zip' for name in ('absent', 'bad', 'good')]
     with pytest.raises(UserError) as error:
         download(urls[:2], path, MD5, pause=0)
-    for part in ('absent/a.zip: Not Found', 'bad/a.zip: its MD5 is', f'expected {MD5}', '--from'):
+    for part in ('absent/a.zip: Not Found', 'bad/a.zip: its MD5 is', f'expected {MD5}', 'give its path'):
         assert part in str(error.value)
     assert tree(tmp_path) == [] and [name for name, _ in server.log] == ['absent/a.zip', 'bad/a.zip']
     download(urls, path, MD5, pause=0)
@@ -86,7 +86,7 @@ def test_checksum_and_mirrors(server, tmp_path):
 def test_unreachable_server(tmp_path):
     with Server() as closed:
         url = closed.url + 'a.zip'
-    with pytest.raises(UserError, match=r'could not download a.zip \(http://127.*refused.*--from'):
+    with pytest.raises(UserError, match=r'could not download a.zip \(http://127.*refused.*give its path'):
         download([url], str(tmp_path / 'a.zip'), pause=0)
 
 

@@ -290,7 +290,7 @@ def test_a_passing_read_error_is_not_damage(monkeypatch):
         patched.setattr('builtins.open', fails)
         with pytest.raises(UserError, match='cannot be read .Input/output error.: it may be intact') as caught:
             train('--resume')
-    assert '--overwrite' not in str(caught.value)
+    assert 'overwrite' not in str(caught.value)
     assert os.path.exists(path) and not os.path.exists(f'{path}.damaged')
 
 
