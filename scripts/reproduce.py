@@ -38,6 +38,7 @@ from utils import UserError, atomic_write, counted, replace_between, write_file
 COMMITTED = 'weights/**/*.json', 'benchmarks/results/*.json', 'benchmarks/results/published/*.json'
 SUMMARY = 'benchmarks/results/summary/summary.json'  # of one run of the suite `summary`
 REAL = 'benchmarks/results/real/real.json'  # of photographs with degradations, which have a page
+FIT = 'benchmarks/results/budget/fit/fit.json'  # of photographs that weights were trained on, and others
 RUNS = 'weights/*/run.json', 'benchmarks/results/budget/*/run.json'
 TRIALS = 'benchmarks/results/budget/trials/*/run.json'
 FIXED = [f'train-div2k/train_{{}}-x{scale}' for scale in (2, 3, 4)]
@@ -305,6 +306,10 @@ def trials_table(root):
     return tables.markdown(head, sorted(rows, key=lambda row: (int(row[0].rsplit('-')[-1]), row[-1]), reverse=True))
 
 
+def fit_page(root):
+    return tables.make_tables(tables.read_results(committed_files(root, FIT)))
+
+
 def real_page(root):
     """The results of the suite `real`, all models side by side, or a line that says that there are none."""
     file = os.path.join(root, REAL)
@@ -331,7 +336,7 @@ def side_by_side(runs, metric, digits):
 
 PAGES = {  # name of the markers: the page, and what makes the text
     'results': ('docs/results.md', results_page), 'summary': ('README.md', summary),
-    'budget': ('docs/budget.md', budget_table), 'trials': ('docs/budget.md', trials_table),
+    'budget': ('docs/budget.md', budget_table), 'trials': ('docs/budget.md', trials_table), 'fit': ('docs/budget.md', fit_page),
     'real': ('docs/photos.md', real_page)}
 
 
