@@ -23,7 +23,8 @@ from datasets.degraded import degrade
 from engine import ROOT
 from engine.arguments import PRECISIONS, Parser
 from engine.optim import LOSSES, optimizers, schedules
-from utils import Integer, ListOf, Number, OneOf, Spec, Text, ValueType, is_number, parameters_of, value_types, write_file
+from utils import (Integer, ListOf, Number, OneOf, Spec, Text, ValueType, is_number, parameters_of, value_types,
+                   write_file)
 
 
 REGISTRIES = {'dataset': datasets.registry, 'wrapper': datasets.registry, 'model': models.registry,
@@ -115,7 +116,7 @@ class Test:
 
 
 @dataclass(kw_only=True)
-class Entry:
+class SuiteEntry:
     data: Annotated[str, Text(), 'name of the data set, as the tables show it']
     scales: Annotated[list, ValueType('a list of scales', lambda v: isinstance(v, list) and v != [],
                                       {'type': 'array', 'minItems': 1, 'items': {'type': ['number', 'string']}}),
@@ -132,7 +133,7 @@ class Entry:
                             f'{", ".join(value_types(degrade))}'] = None
 
 
-KINDS = {'train': Train, 'test': Test, 'suite': Entry}
+KINDS = {'train': Train, 'test': Test, 'suite': SuiteEntry}
 
 
 # Reading signatures.
@@ -203,7 +204,7 @@ def json_schema():
 
 
 def _suite():
-    entry = {**_object(keys_of(Entry)), 'oneOf': [{'required': ['config']}, {'required': ['hr', 'metric']}]}
+    entry = {**_object(keys_of(SuiteEntry)), 'oneOf': [{'required': ['config']}, {'required': ['hr', 'metric']}]}
     return {'type': 'object', 'additionalProperties': False, 'minProperties': 1, 'maxProperties': 1, 'properties': {
         'tests': {'type': 'array', 'minItems': 1, 'items': entry},
         'suites': {'type': 'array', 'minItems': 1, 'items': {'type': 'string'}}}}

@@ -12,7 +12,7 @@ from datasets.wrappers import Wrapper
 from engine import ROOT
 from engine.checkpoint import PUBLISHED_NORM
 from engine.config import Checker, agree_split, load_config, parse_eval_type, printable, read_yaml
-from engine.schema import Entry, keys_of
+from engine.schema import SuiteEntry, keys_of
 from utils import UserError
 
 
@@ -78,7 +78,8 @@ def read_suite(name, scales=None, data_root=None):
                             f'.yaml file (docs/evaluation.md)')
     tests = read_tests(path, where)
     wanted = None if scales is None else [canonical_scale(scale) for scale in scales]
-    cases = [case for i, test in enumerate(tests) for case in read_test(check_test(test, where, f'tests.{i}'), wanted, data_root)]
+    tests = [check_test(test, where, f'tests.{i}') for i, test in enumerate(tests)]
+    cases = [case for test in tests for case in read_test(test, wanted, data_root)]
     unknown = set(wanted or ()) - {case.scale for case in cases}
     if unknown:
         listed = ', '.join(dict.fromkeys(str(scale) for test in tests for scale in test['scales']))
@@ -103,7 +104,7 @@ def read_tests(path, where, kinds=('tests', 'suites')):
 def check_test(test, where, path):
     """An entry of a suite with all its keys. Raises UserError for keys and values that do not belong there."""
     check = Checker(where)
-    test = check.table(test, keys_of(Entry), path)
+    test = check.table(test, keys_of(SuiteEntry), path)
     given = [key for key, value in test.items() if value is not None]
     if ('config' in given) == ('hr' in given):
         check.fail(path, ', '.join(given), 'either config: the path of a test config, or hr: a folder', 'give one')
