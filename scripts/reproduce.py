@@ -336,8 +336,8 @@ def side_by_side(runs, metric, digits):
 
 PAGES = {  # name of the markers: the page, and what makes the text
     'results': ('docs/results.md', results_page), 'summary': ('README.md', summary),
-    'budget': ('docs/budget.md', budget_table), 'trials': ('docs/budget.md', trials_table), 'fit': ('docs/budget.md', fit_page),
-    'real': ('docs/photos.md', real_page)}
+    'budget': ('docs/budget.md', budget_table), 'trials': ('docs/budget.md', trials_table),
+    'fit': ('docs/budget.md', fit_page), 'real': ('docs/photos.md', real_page)}
 
 
 # Tiny data and networks.

@@ -125,7 +125,8 @@ CONFIG = {'data': 'x', 'config': 'c{scale}.yaml', 'scales': [2]}
     ({**ENTRY, 'data': 5}, 'tests.0.data: found 5, expected a text'),
     ({**ENTRY, 'metric': 'luma'}, "tests.0.metric: found 'luma', expected one of benchmark, div2k, rgb"),
     ({**ENTRY, 'scales': []}, 'tests.0.scales: found [], expected a list of scales'),
-    *(({**ENTRY, 'crop': wrong}, f'tests.0.crop: found {wrong!r}, expected an integer from 64') for wrong in (0, '100')),
+    *(({**ENTRY, 'crop': wrong}, f'tests.0.crop: found {wrong!r}, expected an integer from 64')
+      for wrong in (0, '100')),
     *(({**ENTRY, 'degradations': wrong}, f'tests.0.degradations{key}: found {found}')
       for wrong, key, found in ((['JPEG'], '', "['JPEG'], expected"), ({}, '', '{}, expected'),
                                 ({'JPEG': 75}, '.JPEG', '75, expected a mapping with blur_sigma'),
