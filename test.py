@@ -99,8 +99,10 @@ def test_suite(args, device, options):
     if outcome.runs:
         print(f'\n{tables.write_results(output, name, outcome)}\n\n{os.path.join(output, name)}.md, .csv, .json')
     elif not outcome.problems:
-        raise UserError('nothing was measured: ' + '; '.join(tables.not_measured(outcome)[:2]) + '; get the data with '
-                        'python scripts/prepare_data.py (its --help names the sets), or name its folder with --data')
+        lines = tables.not_measured(outcome)
+        lines[2:] = [f'and {len(lines) - 2} more'] * (len(lines) > 2)
+        raise UserError(f'nothing was measured: {"; ".join(lines)}; put your own data there, get that of the paper with '
+                        f'python scripts/prepare_data.py (its --help names the sets), or name its folder with --data')
     problems = tables.problem_lines(outcome.problems)
     for problem in problems:
         print(f'failed: {problem}', file=sys.stderr)

@@ -163,7 +163,7 @@ def OrNull(kind):
                    json={'anyOf': [kind.json, {'type': 'null'}]})
 
 
-def Text(text='a text', pattern='.+'):
+def Text(text='a string', pattern='.+'):
     return ValueType(text, lambda v: isinstance(v, str) and re.fullmatch(pattern, v, re.DOTALL) is not None,
                      {'type': 'string', 'pattern': f'^(?:{pattern})$'})
 

@@ -17,6 +17,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import re
 
 import numpy as np
 import torch
@@ -40,6 +41,14 @@ def parse_scale(text):
         raise UserError(f"a scale is a number from 1 on such as 2 or 2.7, or two as in 2x3 (vertical x horizontal), "
                         f"found {text!r}")
     return parts[0], parts[-1]
+
+
+def canonical_scale(text):
+    """'2.0' -> '2', '2,3.5' -> '2x3.5' (vertical, horizontal); '64-128' stays. Raises UserError for other text."""
+    text = str(text).strip()
+    if re.fullmatch(r'[1-9]\d{0,4}-[1-9]\d{0,4}', text):
+        return text
+    return scale_name(parse_scale(text.lower().lstrip('x').replace(',', 'x')))
 
 
 def scale_name(scale):

@@ -13,7 +13,7 @@ from itertools import islice
 import yaml
 
 from engine.schema import EVAL_TYPE, HANDED, KINDS, REGISTRIES, REQUIRED, Key, keys_of, text_of
-from utils import Text, UserError, ValueType, counted, parameters_of, shaved_pixels, show
+from utils import Text, UserError, ValueType, counted, is_number, parameters_of, shaved_pixels, show
 
 
 PROGRAMS = {'train': 'train_liif.py', 'test': 'test.py'}
@@ -40,6 +40,8 @@ def load_config(path, overrides=(), kind='train', check_paths=True):
     if f'{other}_dataset' in config and f'{kind}_dataset' not in config:
         check.fail('', f'{other}_dataset', f'{kind}_dataset',
                    f'this is a config for {PROGRAMS[other]}: give it to that program')
+    if f'{kind}_dataset' not in config and ('tests' in config or 'suites' in config):
+        check.fail('', 'a suite', f'{kind}_dataset', 'this is a suite: measure it with test.py, as a suite')
     resume, left_out = config.get('resume'), [key for key in ('model', 'optimizer') if config.get(key) is None]
     if kind == 'train' and left_out and isinstance(resume, str):  # the checkpoint has them
         if not os.path.isfile(resume):
@@ -259,7 +261,8 @@ class Checker:
         if kind.role:
             return self.spec(value, kind.role, path)
         if not kind.accepts(value):
-            self.fail(path, show(value), kind.text, 'remove the quotes' if is_quoted(value, kind) else SEE)
+            self.fail(path, show(value), kind.text, 'remove the quotes' if is_quoted(value, kind) else
+                      'put it in quotes' if is_number(value) and kind.accepts(str(value)) else SEE)
         there = {'folder': os.path.isdir, 'file': os.path.isfile}.get(kind.exists)
         if there and not there(value):
             where = '' if os.path.isabs(value) else f' (looked for from {os.getcwd()})'

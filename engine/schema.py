@@ -20,11 +20,12 @@ import yaml
 import datasets
 import models
 from datasets.degraded import degrade
+from datasets.imresize import canonical_scale
 from engine import ROOT
 from engine.arguments import PRECISIONS, Parser
 from engine.optim import LOSSES, optimizers, schedules
-from utils import (Integer, ListOf, Number, OneOf, Spec, Text, ValueType, is_number, parameters_of, value_types,
-                   write_file)
+from utils import (Integer, ListOf, Number, OneOf, Spec, Text, UserError, ValueType, is_number, parameters_of,
+                   value_types, write_file)
 
 
 REGISTRIES = {'dataset': datasets.registry, 'wrapper': datasets.registry, 'model': models.registry,
@@ -115,18 +116,29 @@ class Test:
     seed: Annotated[int, SEED, 'determines every random choice'] = 0
 
 
+def is_scale(value):
+    try:
+        return (is_number(value) or isinstance(value, str)) and bool(canonical_scale(value))
+    except UserError:
+        return False
+
+
+SCALE = ValueType('a scale such as 2, 2.7 or 2x3.5', is_scale, {'anyOf': [
+    {'type': 'number', 'minimum': 1},
+    {'type': 'string', 'pattern': r'^\s*(x?[1-9]\d*(\.\d+)?([x,][1-9]\d*(\.\d+)?)?|[1-9]\d{0,4}-[1-9]\d{0,4})\s*$'}]})
+
+
 @dataclass(kw_only=True)
 class SuiteEntry:
     data: Annotated[str, Text(), 'name of the data set, as the tables show it']
-    scales: Annotated[list, ValueType('a list of scales', lambda v: isinstance(v, list) and v != [],
-                                      {'type': 'array', 'minItems': 1, 'items': {'type': ['number', 'string']}}),
-                      'such as 2, 2.7, or 2x3.5 (vertical x horizontal)']
+    scales: Annotated[list, ListOf(SCALE, 1, text='a list of scales such as 2, 2.7 or 2x3.5'),
+                      'vertical x horizontal; 64-128: from 64 pixels to 128, with config alone']
     config: Annotated[str, Text(), 'path of a test config, {scale} in it stands for each scale; or else:'] = None
     hr: Annotated[str, Text(), 'folder of HR images, from which the inputs are made'] = None
     metric: Annotated[str, OneOf('benchmark', 'div2k', 'rgb'), 'how PSNR is measured; needed with hr'] = None
     split_file: Annotated[str, Text(), 'JSON file {key: [file names]}; null: all images'] = None
     split_key: Annotated[str, Text(), 'which list of split_file'] = None
-    crop: Annotated[int, Integer(64, 2 ** 16), 'only the middle crop x crop pixels; null: the whole image'] = None
+    crop: Annotated[int, Integer(64, 2 ** 16), 'at most the middle crop x crop pixels; null: all'] = None
     degradations: Annotated[dict, ValueType('a mapping from names to steps',
                                             lambda v: isinstance(v, dict) and v != {}, {'$ref': '#/definitions/steps'}),
                             'measure with changed inputs, such as JPEG 75: {quality: 75}; steps: '
@@ -204,7 +216,11 @@ def json_schema():
 
 
 def _suite():
-    entry = {**_object(keys_of(SuiteEntry)), 'oneOf': [{'required': ['config']}, {'required': ['hr', 'metric']}]}
+    keys = keys_of(SuiteEntry)
+    with_hr = [{'required': [name]} for name in keys if name not in ('data', 'scales', 'config')]
+    entry = {**_object(keys), 'dependencies': {'split_file': ['split_key'], 'split_key': ['split_file']},
+             'oneOf': [{'required': ['config'], 'not': {'anyOf': with_hr}},
+                       {'required': ['hr', 'metric'], 'not': {'required': ['config']}}]}
     return {'type': 'object', 'additionalProperties': False, 'minProperties': 1, 'maxProperties': 1, 'properties': {
         'tests': {'type': 'array', 'minItems': 1, 'items': entry},
         'suites': {'type': 'array', 'minItems': 1, 'items': {'type': 'string'}}}}

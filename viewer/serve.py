@@ -29,7 +29,7 @@ def main(argv=None):
     parser.add_argument('--gpu', help="a GPU's number, or cpu; default: the first GPU, else the CPU")
     parser.add_argument('--host', default='127.0.0.1', help='the address to listen at; this machine alone by default. '
                         'Whoever reaches it can see the images')
-    parser.add_argument('--port', type=int, default=8000, help='0: any free one; default: 8000')
+    parser.add_argument('--port', type=within(0, 65535), default=8000, help='0: any free one; default: 8000')
     parser.add_argument('--open', action='store_true', help='open the page in the browser of this machine')
     parser.add_argument('--max-upload', type=within(0, 1e6, float, above=True), default=64, metavar='MB',
                         help='largest file that the page may open, in MB; default: 64')

@@ -1,19 +1,19 @@
 """Suites, configs/suites/*.yaml or files like them, as lists of cases; each case is a complete test config."""
+import difflib
 import os
-import re
 from typing import NamedTuple, Optional
 
 import numpy as np
 
 import datasets
 from datasets.degraded import degrade
-from datasets.imresize import imresize, lr_size, parse_scale, scale_name, shave_width
+from datasets.imresize import canonical_scale, imresize, lr_size, parse_scale, shave_width
 from datasets.wrappers import Wrapper
 from engine import ROOT
 from engine.checkpoint import PUBLISHED_NORM
 from engine.config import Checker, agree_split, load_config, parse_eval_type, printable, read_yaml
 from engine.schema import SuiteEntry, keys_of
-from utils import UserError
+from utils import UserError, show
 
 
 SUITES = os.path.join(ROOT, 'configs', 'suites')
@@ -52,16 +52,19 @@ def scale_label(scale):
     return scale.replace('-', ' -> ') if '-' in scale else f'x{scale}'
 
 
-def canonical_scale(text):
-    """'2.0' -> '2', '2,3.5' -> '2x3.5' (vertical, horizontal); '64-128' stays. Raises UserError for other text."""
-    text = str(text).strip()
-    if re.fullmatch(r'[1-9]\d{0,4}-[1-9]\d{0,4}', text):
-        return text
-    return scale_name(parse_scale(text.lower().lstrip('x').replace(',', 'x')))
-
-
 def suite_names():
     return sorted(name[:-5] for name in os.listdir(SUITES) if name.endswith('.yaml'))
+
+
+def suite_file(name):
+    """The file of a suite, a name in configs/suites or the path of a YAML file. Raises UserError for another name."""
+    if name in suite_names():
+        return os.path.join(SUITES, f'{name}.yaml')
+    if not str(name).endswith(('.yaml', '.yml')):
+        close = difflib.get_close_matches(str(name), suite_names(), n=1)
+        raise UserError(f'found the suite {printable(repr(name))}, expected one of {", ".join(suite_names())}, or the '
+                        f'path of a .yaml file (docs/evaluation.md)' + (f'; did you mean {close[0]}?' if close else ''))
+    return name
 
 
 def read_suite(name, scales=None, data_root=None):
@@ -70,16 +73,15 @@ def read_suite(name, scales=None, data_root=None):
     scales: only these; for scales that the suite does not list, low-resolution images are made from HR by the rule of
     docs/lr-kernels.md; data_root: the folder to use instead of ./load. Raises UserError for mistakes in the suite.
     """
-    path, where = os.path.join(SUITES, f'{name}.yaml'), f'suite {name}'
-    if name not in suite_names():
-        path = where = name
-        if not name.endswith(('.yaml', '.yml')):
-            raise UserError(f'found the suite {name!r}, expected one of {", ".join(suite_names())}, or the path of a '
-                            f'.yaml file (docs/evaluation.md)')
-    tests = read_tests(path, where)
-    wanted = None if scales is None else [canonical_scale(scale) for scale in scales]
+    where = f'suite {name}' if name in suite_names() else name
+    tests = read_tests(suite_file(name), where)
+    wanted = None if scales is None else list(dict.fromkeys(map(canonical_scale, scales)))
     tests = [check_test(test, where, f'tests.{i}') for i, test in enumerate(tests)]
     cases = [case for test in tests for case in read_test(test, wanted, data_root)]
+    names = [case.name for case in cases]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f'{where}: found {twice[0]} in two tests, expected one: give them different names (data)')
     unknown = set(wanted or ()) - {case.scale for case in cases}
     if unknown:
         listed = ', '.join(dict.fromkeys(str(scale) for test in tests for scale in test['scales']))
@@ -91,14 +93,18 @@ def read_suite(name, scales=None, data_root=None):
 def read_tests(path, where, kinds=('tests', 'suites')):
     """The entries of a suite's file; of `suites` in it, those of the suites it names, which list tests themselves."""
     suite = read_yaml(path)
-    kind, entries = next(iter(suite.items())) if len(suite) == 1 else (None, None)
-    if kind not in kinds or not isinstance(entries, list) or not entries:
+    config = [key for key in suite if str(key).endswith('_dataset')]
+    if len(suite) != 1 or not {*suite} <= {*kinds}:
         raise UserError(f'{where}: found the keys {", ".join(map(printable, suite)) or "none"}, expected '
-                        f'{" or ".join(kinds)}, with a list; configs/suites has examples')
+                        f'{" or ".join(kinds)} alone; ' + ('this is a config: train with it, or measure with it without '
+                                                           'a suite' if config else 'configs/suites has examples'))
+    (kind, entries), = suite.items()
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f'{where}: {kind}: found {show(entries)}, expected a list with at least one of them; '
+                        f'configs/suites has examples')
     if kind == 'tests':
         return entries
-    return [test for name in entries
-            for test in read_tests(os.path.join(SUITES, f'{name}.yaml'), f'{where}: {printable(name)}', ('tests',))]
+    return [test for name in entries for test in read_tests(suite_file(name), f'{where}: {printable(name)}', ('tests',))]
 
 
 def check_test(test, where, path):
@@ -112,13 +118,18 @@ def check_test(test, where, path):
         check.fail(f'{path}.metric', 'nothing', 'how PSNR is measured, since there is no config', 'add it')
     extra = [key for key in given if key not in ('data', 'scales', 'config')]
     if 'config' in given and extra:
-        check.fail(f'{path}.{extra[0]}', str(test[extra[0]]), 'hr with it, instead of config', 'change one of the two')
+        check.fail(f'{path}.{extra[0]}', show(test[extra[0]]), 'nothing, since it goes with hr, not with config',
+                   'remove it')
     agree_split(check, test, path)
     for name, steps in (test['degradations'] or {}).items():
         check.table(steps, keys_of(degrade), f'{path}.degradations.{name}')
     if len(test['scales']) > 1 and '{scale}' not in (test['config'] or '{scale}'):
         check.fail(f'{path}.config', f'{test["config"]} for {len(test["scales"])} scales', 'a path with {scale}',
                    'add it, or give one scale')
+    for scale in map(canonical_scale, test['scales'] if test['config'] else ()):
+        file = _in_root(test['config'].replace('{scale}', scale))
+        if not os.path.isfile(file):
+            check.fail(f'{path}.config', file, 'a test config that exists', 'correct it; {scale} is where the scale goes')
     return test
 
 

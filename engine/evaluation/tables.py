@@ -186,7 +186,9 @@ def not_measured(outcome):
         cases = [case for case in outcome.missing if case.data == data]
         more = len({case.missing for case in cases}) - 1
         lines.append(f'{data} {", ".join(scale_label(case.scale) for case in cases)}: {cases[0].missing} '
-                     + (f'and {counted(more, "other path")} do not exist' if more else 'does not exist'))
+                     + (f'and {counted(more, "other path")} do not exist' if more else 'does not exist'
+                        if not os.path.exists(cases[0].missing) else 'is a file, not a folder'
+                        if os.path.isfile(cases[0].missing) else 'is a folder, not a file'))
     return lines + outcome.left_out + problem_lines(outcome.problems)
 
 

@@ -128,7 +128,7 @@ def _av():
     try:
         import av
     except ImportError:
-        raise UserError('video needs one more package: pip install av') from None
+        raise UserError('video and animated GIF need one more package: pip install av') from None
     return av
 
 

@@ -130,7 +130,7 @@ def begin(state, folder, device, checkpoint):
     log.info(f'begun at {time.strftime("%Y-%m-%d %H:%M:%S %z")} by code {code_version()}')
     if checkpoint is None and config['init']:
         log.info(f'starting from the weights of {config["init"]}')
-    if checkpoint is not None:
+    if checkpoint is not None and state.epoch <= config['epoch_max']:
         log.info(f'going on with epoch {state.epoch}, {state.step} of its {counted(state.steps, "step")} made')
         for section, files in state.data.items():
             for line in changes(checkpoint.get('data', {}).get(section), files):

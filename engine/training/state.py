@@ -3,6 +3,7 @@
 Nothing random is in it: samples are drawn by (seed, epoch, index), and the global generators are seeded for each step
 (engine/training/loop.py), so a run goes on as if it had never stopped, for any number of workers and processes.
 """
+import difflib
 import logging
 import math
 
@@ -175,7 +176,9 @@ def check_resumable(config, checkpoint, path, allowed=()):
         was['lr_scheduler'] = {**was['lr_scheduler'], 'args': {**was['lr_scheduler']['args'], 'epochs': None}}
     unknown = [key for key in allowed if key.split('.')[0] not in now]
     if unknown:
-        raise UserError(f'found {unknown[0]} allowed to change, expected a key of the config')
+        close = difflib.get_close_matches(unknown[0], now, n=1)
+        raise UserError(f'found {unknown[0]} allowed to change, expected a key of the config'
+                        + (f'; did you mean {close[0]}?' if close else ''))
     differences = {key: f'{key} is {b}, was {a}' for key, a, b in compare(was, now)
                    if key.split('.')[0] not in FREE and not any(f'{key}.'.startswith(f'{a}.') for a in allowed)}
     if differences:
@@ -183,7 +186,7 @@ def check_resumable(config, checkpoint, path, allowed=()):
         error.keys = list(differences)
         raise error
     if now['optimizer']['name'] != was['optimizer']['name']:
-        raise UserError(f'the state of {was["optimizer"]["name"]} in {path} is of no use to '
+        raise UserError(f'the state of {was["optimizer"]["name"]} in {path} cannot be used by '
                         f'{now["optimizer"]["name"]}: start from its weights with init: {path}')
     return {**now, 'model': was['model'], 'init': was.get('init')}
 

@@ -287,13 +287,17 @@ def test_json_schema_finds_mistakes(change, path, validator):
     (lambda s: s['tests'][0].update(crop=63), 'tests.0.crop'),
     (lambda s: s['tests'][0]['degradations'].update(mine={'quality': 101}), 'tests.0.degradations.mine.quality'),
     (lambda s: s['tests'][0]['degradations'].update(mine={'qualty': 75}), 'tests.0.degradations.mine'),
+    (lambda s: s['tests'][0].update(scales=[2, 'abc']), 'tests.0.scales.1'),
+    (lambda s: s['tests'][0].update(config='a.yaml'), 'tests.0'),
+    (lambda s: s['tests'][0].pop('metric'), 'tests.0'),
+    (lambda s: s['tests'][0].pop('split_key'), 'tests.0'),
     (lambda s: s.update(suites=['div2k']), ''),
 ])
 def test_json_schema_finds_mistakes_in_suites(change, path, validator):
     suite = json.loads(json.dumps(read_yaml(config_path('suites/real.yaml'))))  # without shared parts
     change(suite)
     found = [error for error in validator.iter_errors(suite)]
-    assert {'.'.join(map(str, error.absolute_path)) for error in innermost(found)} == {path}
+    assert {'.'.join(map(str, error.absolute_path)) for error in innermost(found)} == {path}, found
 
 
 def innermost(errors):

@@ -100,13 +100,25 @@ def test_data_moves_as_a_whole(load, tmp_path):
 ENTRY = {'data': 'a', 'hr': 'b', 'metric': 'rgb', 'scales': [2]}
 
 
-@pytest.mark.parametrize('text', ['[]', 'tests: 3', 'suites: [x]\ntests: []', 'tests: []', '1: 2', '[1]: 2',
-                                  'suites: [all]', 'suites: benchmark'])
-def test_wrong_suites_are_told_in_one_line(text, tmp_path):
+@pytest.mark.parametrize('text, words', [
+    ('[]', 'a mapping'), ('tests: 3', 'tests: found 3, expected a list'), ('tests: []', 'tests: found [], expected a list'),
+    ('suites: [x]\ntests: []', 'found the keys suites, tests, expected tests or suites alone'),
+    ('1: 2', 'found the keys 1, expected tests or suites'), ('[1]: 2', ''),
+    ('suites: [all]', 'all: found the keys suites, expected tests'), ('suites: benchmark', "suites: found 'benchmark'"),
+    ('suites: [sampels]', 'did you mean samples?'), ('test_dataset: {}', 'this is a config')])
+def test_wrong_suites_are_told_in_one_line(text, words, tmp_path):
     (tmp_path / 's.yaml').write_text(text)
     with pytest.raises(UserError) as error:
         read_suite(str(tmp_path / 's.yaml'))
-    assert 's.yaml' in str(error.value) and '\n' not in str(error.value)
+    assert ('s.yaml' in str(error.value) or 'sampels' in text) and words in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+def test_suites_are_put_together_by_name_and_path(tmp_path):
+    mine = write_suite(tmp_path / 'mine.yaml', ENTRY)
+    (tmp_path / 's.yaml').write_text(f'suites: [samples, {mine}]')
+    assert [case.name for case in read_suite(str(tmp_path / 's.yaml'))] == [
+        case.name for case in [*read_suite('samples'), *read_suite(mine)]]
 
 
 CONFIG = {'data': 'x', 'config': 'c{scale}.yaml', 'scales': [2]}
@@ -115,14 +127,18 @@ CONFIG = {'data': 'x', 'config': 'c{scale}.yaml', 'scales': [2]}
 @pytest.mark.parametrize('entry, words', [
     (3, 'tests.0: found 3, expected a mapping with data, scales'),
     ({'data': 'a'}, 'tests.0.scales: found nothing, expected a list of scales'),
+    *(({**ENTRY, 'scales': [2, wrong]}, f'tests.0.scales: found [2, {wrong!r}], expected a list of scales')
+      for wrong in ('abc', 0, 0.5, True, [2, 3])),
+    ({**ENTRY, 'scales': [2, '2.0']}, 'found a x2 in two tests'),
+    ({**CONFIG, 'config': 'configs/test/test-set5-{scal}.yaml'}, 'test-set5-{scal}.yaml, expected a test config that'),
     ({'data': 'a', 'scales': [2]}, 'tests.0: found data, scales, expected either config: '),
     ({**ENTRY, 'config': 'c.yaml'}, 'tests.0: found data, scales, config, hr, metric, expected either config: '),
     ({**ENTRY, 'metric': None}, 'tests.0.metric: found nothing, expected how PSNR is measured'),
     ({**ENTRY, 'split_key': 'mine'}, 'tests.0.split_file: found nothing, expected a value, since split_key is given'),
     ({**ENTRY, 'split': 'mine'}, "tests.0.split: found 'mine' under an unknown name, expected one of: data, scales"),
-    ({**CONFIG, 'crop': 99}, 'tests.0.crop: found 99, expected hr with it, instead of config'),
+    ({**CONFIG, 'crop': 99}, 'tests.0.crop: found 99, expected nothing, since it goes with hr'),
     ({**CONFIG, 'config': 'c-2.yaml', 'scales': [2, 3]}, 'tests.0.config: found c-2.yaml for 2 scales, expected a'),
-    ({**ENTRY, 'data': 5}, 'tests.0.data: found 5, expected a text'),
+    ({**ENTRY, 'data': 5}, 'tests.0.data: found 5, expected a string; put it in quotes'),
     ({**ENTRY, 'metric': 'luma'}, "tests.0.metric: found 'luma', expected one of benchmark, div2k, rgb"),
     ({**ENTRY, 'scales': []}, 'tests.0.scales: found [], expected a list of scales'),
     *(({**ENTRY, 'crop': wrong}, f'tests.0.crop: found {wrong!r}, expected an integer from 64')

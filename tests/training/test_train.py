@@ -227,7 +227,8 @@ def test_a_longer_run_needs_one_allowed_change(config):
 
 def test_an_unknown_key_cannot_be_allowed_to_change(config):
     saved = copy.deepcopy(State(config, CPU, 3).checkpoint())
-    with pytest.raises(UserError, match='found epochmax allowed to change, expected a key of the config'):
+    with pytest.raises(UserError, match='found epochmax allowed to change, expected a key of the config; did you mean '
+                                         'epoch_max'):
         check_resumable(config, saved, 'a.pth', ['epochmax'])
 
 
@@ -243,7 +244,7 @@ def test_the_checkpoints_model_wins(config):
     assert found['model'] == config['model'] and found['optimizer']['args']['lr'] == 0.5
     state = State(found, CPU, 3, saved)
     assert state.optimizer.param_groups[0]['betas'] == (0.9, 0.999)
-    with pytest.raises(UserError, match='of no use to sgd'):
+    with pytest.raises(UserError, match='cannot be used by sgd'):
         check_resumable({**config, 'optimizer': {'name': 'sgd', 'args': {'lr': 1}}}, saved, 'a.pth', ['optimizer'])
 
 
