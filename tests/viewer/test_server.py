@@ -279,7 +279,7 @@ def test_models_that_can_be_chosen(weights, monkeypatch):
     (weights / 'edsr-baseline-liif-photo' / 'model.pth').unlink()
     assert list(images.find_models()) == ['clean', 'a', 'published']
     monkeypatch.setattr('engine.checkpoint.WEIGHTS', str(weights / 'none'))
-    with pytest.raises(UserError, match='--model'):
+    with pytest.raises(UserError, match='name a checkpoint'):
         images.find_models()
 
 
