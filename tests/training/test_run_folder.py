@@ -18,7 +18,7 @@ def test_names_of_run_folders():
     assert folder_name('x.yaml', None, 'b') == os.path.join('save', '_x_b')
     assert folder_name('x.yaml', 'n', 'b') == os.path.join('save', 'n_b')
     for name in ('', '..', 'a/b', '../a', '/tmp'):
-        with pytest.raises(UserError, match='--name'):
+        with pytest.raises(UserError, match='name, tag: found'):
             folder_name('x.yaml', name)
 
 
@@ -30,7 +30,7 @@ def test_nothing_is_written_or_deleted_before_training_begins(tmp_path):
     folder.begin({'seed': 0})
     log.info('late')
     assert (path / 'log.txt').read_text().splitlines()[0] == 'early' and (path / 'config.yaml').exists()
-    with pytest.raises(UserError, match='--resume'):
+    with pytest.raises(UserError, match='resume it, overwrite it'):
         RunFolder(str(path))
     again = RunFolder(str(path), overwrite=True)
     log.info('early')
