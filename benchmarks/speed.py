@@ -99,7 +99,8 @@ def textbook_stages(model, inp, size, rows=None):
 def products(dtype, device, operations):
     """Three products with ReLU, over and over, in buffers that exist already: what the decoder's hidden layers
     come down to. The function's `flops` are the operations of a call."""
-    rows = rows_per_chunk(torch.empty(0, WIDTH, device=device, dtype=dtype))
+    rows = min(rows_per_chunk(torch.empty(0, WIDTH, device=device, dtype=dtype)),
+               max(1, round(operations / (6 * WIDTH ** 2))))
     x, *buffers = torch.rand(3, rows, WIDTH).to(device, dtype)
     weight = ((torch.rand(WIDTH, WIDTH) - 0.5) / WIDTH ** 0.5).to(device, dtype)
     bias = torch.zeros(WIDTH, device=device, dtype=dtype)
