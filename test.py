@@ -101,7 +101,7 @@ def test_suite(args, device, options):
     elif not outcome.problems:
         lines = tables.not_measured(outcome)
         lines[2:] = [f'and {len(lines) - 2} more'] * (len(lines) > 2)
-        raise UserError(f'nothing was measured: {"; ".join(lines)}; put your own data there, get that of the paper with '
+        raise UserError(f'nothing was measured: {"; ".join(lines)}; put your images there, or get the data with '
                         f'python scripts/prepare_data.py (its --help names the sets), or name its folder with --data')
     problems = tables.problem_lines(outcome.problems)
     for problem in problems:

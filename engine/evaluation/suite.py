@@ -96,15 +96,16 @@ def read_tests(path, where, kinds=('tests', 'suites')):
     config = [key for key in suite if str(key).endswith('_dataset')]
     if len(suite) != 1 or not {*suite} <= {*kinds}:
         raise UserError(f'{where}: found the keys {", ".join(map(printable, suite)) or "none"}, expected '
-                        f'{" or ".join(kinds)} alone; ' + ('this is a config: train with it, or measure with it without '
-                                                           'a suite' if config else 'configs/suites has examples'))
+                        f'{" or ".join(kinds)} alone; ' + ('this is a config, not a suite: give it as a config'
+                                                           if config else 'configs/suites has examples'))
     (kind, entries), = suite.items()
     if not isinstance(entries, list) or not entries:
         raise UserError(f'{where}: {kind}: found {show(entries)}, expected a list with at least one of them; '
                         f'configs/suites has examples')
     if kind == 'tests':
         return entries
-    return [test for name in entries for test in read_tests(suite_file(name), f'{where}: {printable(name)}', ('tests',))]
+    return [test for name in entries
+            for test in read_tests(suite_file(name), f'{where}: {printable(name)}', ('tests',))]
 
 
 def check_test(test, where, path):
@@ -129,7 +130,7 @@ def check_test(test, where, path):
     for scale in map(canonical_scale, test['scales'] if test['config'] else ()):
         file = _in_root(test['config'].replace('{scale}', scale))
         if not os.path.isfile(file):
-            check.fail(f'{path}.config', file, 'a test config that exists', 'correct it; {scale} is where the scale goes')
+            check.fail(f'{path}.config', file, 'a test config that exists', 'correct it; {scale} stands for the scale')
     return test
 
 

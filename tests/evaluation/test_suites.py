@@ -101,7 +101,8 @@ ENTRY = {'data': 'a', 'hr': 'b', 'metric': 'rgb', 'scales': [2]}
 
 
 @pytest.mark.parametrize('text, words', [
-    ('[]', 'a mapping'), ('tests: 3', 'tests: found 3, expected a list'), ('tests: []', 'tests: found [], expected a list'),
+    ('[]', 'a mapping'), ('tests: 3', 'tests: found 3, expected a list'),
+    ('tests: []', 'tests: found [], expected a list'),
     ('suites: [x]\ntests: []', 'found the keys suites, tests, expected tests or suites alone'),
     ('1: 2', 'found the keys 1, expected tests or suites'), ('[1]: 2', ''),
     ('suites: [all]', 'all: found the keys suites, expected tests'), ('suites: benchmark', "suites: found 'benchmark'"),
