@@ -117,6 +117,7 @@ class Test:
 
 
 def is_scale(value):
+    """Whether a value is a number or text that names a scale (`canonical_scale`)."""
     try:
         return (is_number(value) or isinstance(value, str)) and bool(canonical_scale(value))
     except UserError:
@@ -130,6 +131,7 @@ SCALE = ValueType('a scale such as 2, 2.7 or 2x3.5', is_scale, {'anyOf': [
 
 @dataclass(kw_only=True)
 class SuiteEntry:
+    """An entry of `tests` in a suite; which keys go together: engine/evaluation/suite.py, `check_test`."""
     data: Annotated[str, Text(), 'name of the data set, as the tables show it']
     scales: Annotated[list, ListOf(SCALE, 1, text='a list of scales such as 2, 2.7 or 2x3.5'),
                       'vertical x horizontal; 64-128: from 64 pixels to 128, with config alone']
@@ -216,6 +218,7 @@ def json_schema():
 
 
 def _suite():
+    """Of a suite: `tests`, a list of entries, or `suites`, a list of names and paths."""
     keys = keys_of(SuiteEntry)
     with_hr = [{'required': [name]} for name in keys if name not in ('data', 'scales', 'config')]
     entry = {**_object(keys), 'dependencies': {'split_file': ['split_key'], 'split_key': ['split_file']},

@@ -62,7 +62,7 @@ def suite_file(name):
         return os.path.join(SUITES, f'{name}.yaml')
     if not str(name).endswith(('.yaml', '.yml')):
         close = difflib.get_close_matches(str(name), suite_names(), n=1)
-        raise UserError(f'found the suite {printable(repr(name))}, expected one of {", ".join(suite_names())}, or the '
+        raise UserError(f'found the suite {show(name)}, expected one of {", ".join(suite_names())}, or the '
                         f'path of a .yaml file (docs/evaluation.md)' + (f'; did you mean {close[0]}?' if close else ''))
     return name
 

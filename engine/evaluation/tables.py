@@ -184,11 +184,11 @@ def not_measured(outcome):
     lines = []
     for data in dict.fromkeys(case.data for case in outcome.missing):
         cases = [case for case in outcome.missing if case.data == data]
-        more = len({case.missing for case in cases}) - 1
-        lines.append(f'{data} {", ".join(scale_label(case.scale) for case in cases)}: {cases[0].missing} '
-                     + (f'and {counted(more, "other path")} do not exist' if more else 'does not exist'
-                        if not os.path.exists(cases[0].missing) else 'is a file, not a folder'
-                        if os.path.isfile(cases[0].missing) else 'is a folder, not a file'))
+        more, path = len({case.missing for case in cases}) - 1, cases[0].missing
+        problem = 'is a file, not a folder' if os.path.isfile(path) else \
+            'is a folder, not a file' if os.path.isdir(path) else \
+            f'and {counted(more, "other path")} do not exist' if more else 'does not exist'
+        lines.append(f'{data} {", ".join(scale_label(case.scale) for case in cases)}: {path} {problem}')
     return lines + outcome.left_out + problem_lines(outcome.problems)
 
 

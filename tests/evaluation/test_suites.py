@@ -7,7 +7,7 @@ from datasets.degraded import compress
 from datasets.image_folder import ImageFolder
 from datasets.imresize import imresize
 from engine.evaluation import tables
-from engine.evaluation.runs import split_label
+from engine.evaluation.runs import Outcome, split_label
 from engine.evaluation.suite import FromHR, canonical_scale, open_data, read_suite, suite_names
 from scripts.reproduce import TABLES
 from tests.evaluation.common import one_case, run_case, write_suite
@@ -154,3 +154,10 @@ def test_wrong_entries_of_suites_are_told_in_one_line(entry, words, tmp_path):
     with pytest.raises(UserError) as error:
         read_suite(write_suite(tmp_path / 's.yaml', entry))
     assert words in str(error.value) and 's.yaml' in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_file_in_place_of_a_folder_is_told(tmp_path):
+    (tmp_path / 'a.txt').write_text('x')
+    for name, problem in (('a.txt', 'is a file, not a folder'), ('b', 'does not exist')):
+        cases = read_suite(write_suite(tmp_path / 's.yaml', {**ENTRY, 'hr': str(tmp_path / name)}))
+        assert tables.not_measured(Outcome([], [], cases, [])) == [f'a x2: {tmp_path / name} {problem}']
