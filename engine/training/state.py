@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import models
 from engine.checkpoint import IDENTITY_NORM, build_model
 from engine.optim import learning_rate, make_optimizer
+from engine.training.teacher import Teacher
 from utils import Averager, UserError, is_number
 
 
@@ -52,6 +53,7 @@ class State:
         self.model = model.to(device, memory_format=torch.channels_last).train()
         self.optimizer = make_optimizer(self.model.parameters(), config['optimizer'])
         self.scaler = torch.amp.GradScaler(device.type, enabled=config['precision'] == 'fp16')
+        self.teacher = Teacher(config, device) if config['teacher'] else None
         self.ema = None  # ema <- decay * ema + (1 - decay) * weights; buffers are copied
         if config['ema']:
             self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config['ema']))
