@@ -37,7 +37,7 @@ class State:
     epoch: the one under way, from 1; step: steps of it already made; steps: in every epoch; loss: mean over those made;
     best: highest validation PSNR in dB, reached in best_epoch; skipped: bad images so far; reference: PSNR on the
     validation set of bicubic interpolation and of the model before the first step, None until measured; data: the files
-    of each data set (datasets/check.py).
+    of each data set (datasets/check.py); teacher: a Teacher, which no step changes, or None.
     """
 
     def __init__(self, config, device, steps, checkpoint=None, init=None):
