@@ -12,7 +12,8 @@ class Teacher:
     """Weights whose colours are mixed into the ground truth. They are not trained.
 
     The teacher sees every batch flipped and transposed at random. The mean of what it tells is the output of its
-    self-ensemble (average over the eight flips and transposes), so even its own start teaches a network something.
+    self-ensemble (average over the eight flips and transposes; EDSR's paper, Lim et al., 2017), so even its own
+    start teaches a network something.
 
     config: complete, with `teacher: {model, share}`; device: where the batches are. Raises UserError as `load_model`.
     """
@@ -32,7 +33,8 @@ class Teacher:
 
 def turned(batch, rows, columns, transpose):
     """The batch with its images flipped and transposed, if asked, in this order; each query shows what it did before.
-    batch: as `unpack` gives it. Returns {inp: (B, 3, h, w) or (B, 3, w, h), coord: (B, Q, 2), cell}."""
+    batch: as `unpack` gives it. Returns {inp: (B, 3, h, w) or (B, 3, w, h), coord: (B, Q, 2), cell: (B, 1, 2) or
+    (B, Q, 2), as given}."""
     inp, coord, cell = batch['inp'], batch['coord'], batch['cell']
     if coord is None:
         coord = all_pixels(inp, batch['size'])
