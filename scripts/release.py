@@ -30,7 +30,6 @@ from engine.runtime import Parser, run_program
 from utils import TIME_UNITS, UserError, counted, replace_between, time_text, write_file
 
 MODEL, CARD, CURVE, RUN = 'model.pth', 'README.md', 'curve.png', 'run.json'
-VALIDATION = 'validation PSNR, RGB, crops at x1 to x4'
 
 
 def main(argv=None):
@@ -54,14 +53,15 @@ def main(argv=None):
                for name, value in choose_weights(checkpoint, path, args.ema)['sd'].items()}
     log, config = (read(os.path.join(args.run, name)) for name in (LOG, CONFIG))
     known = {'run': os.path.basename(os.path.abspath(args.run)).lstrip('_'), **facts(checkpoint, log, args.ema)}
-    if args.ema and VALIDATION in known:  # that of the last weights
-        known[VALIDATION] = validated(checkpoint, weights, path)
+    label = checkpoint['config']['val_dataset'] and validation_label(checkpoint['config'])
+    if label in known and (args.ema or args.blend):  # the log has that of the last weights
+        known[label] = validated(checkpoint, weights, path)
     if args.blend:
         weights = blended(weights, *args.blend)
         known['weights'] += ', blended with {1} of {0}'.format(*args.blend)
-        if VALIDATION in known:
-            known[f'{VALIDATION}, before blending'] = known.pop(VALIDATION)
-            known[f'{VALIDATION}, after it'] = validated(checkpoint, weights, path)
+        if label in known:
+            known[f'{label}, before blending'] = known.pop(label)
+            known[f'{label}, after it'] = validated(checkpoint, weights, path)
 
     if not args.facts:  # first, since matplotlib may be missing
         draw_curve(args.run, os.path.join(args.output, CURVE))
@@ -132,7 +132,7 @@ def facts(checkpoint, log, ema):
     begun = re.findall(r'^begun at (\S+) .* by code (\S+)', log, re.M)
     parts = [re.findall(r'^epoch .*, ([\d.]+)([dhms]) of', part, re.M)
              for part in re.split('^begun at', log, flags=re.M)]
-    psnr = re.findall(r'^epoch \d+/.*val psnr (\S+) ', log, re.M)
+    psnr = re.findall(r'^epoch (\d+)/.*val psnr (\S+) ', log, re.M)
     if device:
         known['device'] = f'{device[-1][0]}, torch {device[-1][1]}'
     if any(parts):  # each part counts from its own start
@@ -143,8 +143,18 @@ def facts(checkpoint, log, ema):
     if begun:
         known['date, commit'] = f'{begun[0][0]}, {begun[0][1]}'
     if psnr:
-        known[VALIDATION] = f'{psnr[-1]} dB'
+        epoch, value = psnr[-1]
+        earlier = '' if int(epoch) == checkpoint['epoch'] else f', after epoch {epoch}'
+        known[validation_label(config)] = f'{value} dB{earlier}'
     return known
+
+
+def validation_label(config):
+    """What the validation of a run measures: its colours, and the scales of its samples where they are random."""
+    args, label = config['val_dataset']['wrapper']['args'], f'validation PSNR, {config["eval_type"] or "RGB"}'
+    if not args.get('scale_max'):
+        return label
+    return f'{label}, crops at x{args.get("scale_min", 1):g} to x{args["scale_max"]:g}'
 
 
 def write_card(folder, known):

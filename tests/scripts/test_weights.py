@@ -141,6 +141,15 @@ def test_weights_that_were_exchanged_are_refused(photographs, tmp_path):
     load_model(str(folder / 'mine.pth'), torch.device('cpu'))
 
 
+@pytest.mark.parametrize('args, eval_type, wanted', [
+    ({'scale_max': 4, 'sample_q': 16}, None, 'RGB, crops at x1 to x4'),
+    ({'scale_min': 1.5, 'scale_max': 2.0}, 'div2k-2', 'div2k-2, crops at x1.5 to x2'),
+    ({'scale_min': 3, 'scale_max': None}, 'benchmark-3', 'benchmark-3'), ({}, None, 'RGB')])
+def test_the_label_of_a_validation(args, eval_type, wanted):
+    config = {'val_dataset': {'wrapper': {'args': args}}, 'eval_type': eval_type}
+    assert release.validation_label(config) == f'validation PSNR, {wanted}'
+
+
 def test_release_of_a_run(tmp_path, monkeypatch):
     config = write_config(tmp_path / 'c.yaml', tiny_config(make_images(tmp_path / 'images'), ema=0.9))
     target, script = tmp_path / 'weights' / 'mine', 'scripts/release.py'
@@ -165,7 +174,7 @@ def test_release_of_a_run(tmp_path, monkeypatch):
         assert all(torch.equal(found['model']['sd'][name], value) for name, value in wanted.items())
         assert set(found) == {'model', 'epoch', 'data_norm', 'config'} and found['data_norm'] == trained['data_norm']
         card = (target / 'README.md').read_text()
-        measured.append(re.search(r'validation PSNR, RGB, crops at x1 to x4 \| ([\d.]+) dB', card)[1])
+        measured.append(re.search(r'validation PSNR, RGB, crops at x1 to x3 \| ([\d.]+) dB', card)[1])
         assert '| 12 (4 epochs of 3) |' in card and ('decay 0.9' in card) == bool(flags) and '| seed | 0 |' in card
         (target / 'README.md').write_text('Mine.\n' + card.replace('| seed | 0 |', '') + 'Licence.\n')
     assert card.startswith('Mine.\n') and card.endswith('Licence.\n')
@@ -182,6 +191,8 @@ def test_release_of_a_run(tmp_path, monkeypatch):
     release.main(['save/_c', str(tmp_path / 'facts'), '--facts'])
     assert sorted(os.listdir(tmp_path / 'facts')) == ['log.txt', 'run.json']
     assert '12 (4 epochs of 3)' in (tmp_path / 'facts' / 'run.json').read_text()
+    later = release.facts({**trained, 'epoch': 5}, (target / 'log.txt').read_text(), False)  # the last not validated
+    assert later['validation PSNR, RGB, crops at x1 to x3'] == f'{measured[0]} dB, after epoch 4'
     del trained['config']
     torch.save(trained, tmp_path / 'save' / '_c' / 'epoch-last.pth')
     with pytest.raises(UserError, match='holds no config'):

@@ -303,7 +303,7 @@ def test_the_checkpoints_model_wins(config):
     assert found['model'] == config['model'] and found['optimizer']['args']['lr'] == 0.5
     state = State(found, CPU, 3, saved)
     assert state.optimizer.param_groups[0]['betas'] == (0.9, 0.999)
-    with pytest.raises(UserError, match='cannot be used by sgd'):
+    with pytest.raises(UserError, match='cannot be used by sgd: change it back, or start'):
         check_resumable({**config, 'optimizer': {'name': 'sgd', 'args': {'lr': 1}}}, saved, 'a.pth', ['optimizer'])
 
 
