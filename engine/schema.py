@@ -74,12 +74,6 @@ class MultiStep:
     gamma: Annotated[float, Number(0, above=True), 'factor of the rate at each of them'] = 0.1
 
 
-@dataclass(kw_only=True)
-class Taught:
-    model: Annotated[str, WEIGHTS, 'the teacher']
-    share: Annotated[float, Number(0, 1, above=True), 'of its colours; the rest is ground truth']
-
-
 DataNorm = Annotated[Norm, '(v - sub) / div of pixels v in [0, 1]; null: v']
 EvalType = Annotated[str, EVAL_TYPE, 'which PSNR; null: all pixels, RGB']
 EvalBsize = Annotated[int, Integer(1), 'queries decoded at once; changes memory, not PSNR']
@@ -107,7 +101,6 @@ class Train:
     seed: Annotated[int, SEED, 'determines every random choice of the training'] = 0
     precision: Precision = 'float32'
     loss: Annotated[str, OneOf(*LOSSES), "loss of the predicted colours; null: l1, the paper's"] = None
-    teacher: Annotated[Taught, 'learn from the colours of other weights, too'] = None
     grad_clip: Annotated[float, Number(0, above=True), 'largest norm of the gradient; null: no limit'] = None
     ema: Annotated[float, Number(0, 1, above=True, below=True), 'decay of a mean of the weights, also saved'] = None
     on_bad_image: Annotated[str, OneOf('stop', 'skip'), 'an unreadable file: stop, or replace and count'] = 'stop'

@@ -126,8 +126,6 @@ def facts(checkpoint, log, ema):
              'weights': f'averaged over the last steps (decay {config["ema"]})' if ema else 'of the last step'}
     if config.get('init'):
         known['starts from'] = config['init']
-    if config.get('teacher'):
-        known['teacher'] = '{model}, {share} of the target'.format(**config['teacher'])
     device = re.findall(r'^model: .* parameters, \w+, (.*), torch (\S+)', log, re.M)
     begun = re.findall(r'^begun at (\S+) .* by code (\S+)', log, re.M)
     parts = [re.findall(r'^epoch .*, ([\d.]+)([dhms]) of', part, re.M)

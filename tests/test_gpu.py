@@ -67,7 +67,7 @@ def test_training_steps(precision, tolerance):
     for device, name in ((torch.device('cpu'), 'float32'), (DEVICE, precision)):
         torch.manual_seed(0)
         state = State({'model': small_spec(), 'optimizer': {'name': 'adam', 'args': {'lr': 1e-3}}, 'precision': name,
-                       'data_norm': None, 'loss': None, 'teacher': None, 'grad_clip': 0.5, 'ema': None}, device, 1)
+                       'data_norm': None, 'loss': None, 'grad_clip': 0.5, 'ema': None}, device, 1)
         fill_model(state.model).train()
         batch = {'inp': uniform('inp', (2, 3, 8, 8)), 'coord': uniform('coord', (2, 50, 2), -1, 1),
                  'cell': torch.full((2, 50, 2), 0.1), 'gt': uniform('gt', (2, 50, 3))}

@@ -89,8 +89,6 @@ def train_step(net, state, batch, rate, share=1.0):
     net: the model, or its wrapper that averages gradients over processes; batch: as `unpack` returns it; rate: learning
     rate; share: this process's fraction of the global batch.
     """
-    if state.teacher is not None:
-        batch = {**batch, 'gt': state.teacher.mix(batch)}
     loss = batch_loss(net, state.config, batch)
     for group in state.optimizer.param_groups:
         group['lr'] = rate

@@ -13,7 +13,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import models
 from engine.checkpoint import IDENTITY_NORM, build_model
 from engine.optim import learning_rate, make_optimizer
-from engine.training.teacher import Teacher
 from utils import Averager, UserError, is_number
 
 
@@ -37,7 +36,7 @@ class State:
     epoch: the one under way, from 1; step: steps of it already made; steps: in every epoch; loss: mean over those made;
     best: highest validation PSNR in dB, reached in best_epoch; skipped: bad images so far; reference: PSNR on the
     validation set of bicubic interpolation and of the model before the first step, None until measured; data: the files
-    of each data set (datasets/check.py); teacher: a Teacher, which no step changes, or None.
+    of each data set (datasets/check.py).
     """
 
     def __init__(self, config, device, steps, checkpoint=None, init=None):
@@ -53,7 +52,6 @@ class State:
         self.model = model.to(device, memory_format=torch.channels_last).train()
         self.optimizer = make_optimizer(self.model.parameters(), config['optimizer'])
         self.scaler = torch.amp.GradScaler(device.type, enabled=config['precision'] == 'fp16')
-        self.teacher = Teacher(config, device) if config['teacher'] else None
         self.ema = None  # ema <- decay * ema + (1 - decay) * weights; buffers are copied
         if config['ema']:
             self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config['ema']))

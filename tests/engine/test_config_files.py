@@ -165,7 +165,6 @@ def small(name, load, **values):
     the wrappers and batch_size become, where they are given."""
     config = load_config(config_path(name), kind=kind_of(name), check_paths=False)
     overrides = [f'{key}={load / place}' for key, place in folders(config)]
-    overrides += ['teacher.model=clean'] if config.get('teacher') else []  # weights that are there
     for section in SECTIONS:
         if config.get(section) is None:
             continue

@@ -91,13 +91,6 @@ def test_ten_kills_in_a_row_change_nothing(tmp_path, images, workers, threads, e
         assert any(a != b for a, b in re.findall(r'val psnr ([\d.]+) \(best ([\d.]+)\)', log))
 
 
-def test_kills_change_nothing_for_a_run_with_a_teacher(tmp_path, images, finished):
-    """What the teacher sees is turned at random, as the seed, the epoch and the step determine."""
-    teacher = {'model': f'{finished}/save/_c/epoch-last.pth', 'share': 0.8}
-    config = tiny_config(images, teacher=teacher, save_minutes=1e-9)
-    assert killed_and_resumed(tmp_path, config, 0, [('step', n) for n in (2, 4, 1)]) == 3
-
-
 def test_kills_at_every_moment_of_the_end_of_an_epoch_change_nothing(tmp_path, images):
     """Killed before each rename in turn: config.yaml, epoch-best, epoch-N, epoch-last to its previous, epoch-last."""
     config = tiny_config(images, epoch_save=1, epoch_max=6)

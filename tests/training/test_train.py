@@ -14,17 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-import models
 import test
 import train_liif
 from datasets.loader import unpack
-from engine.checkpoint import load_checkpoint, load_model, parse_checkpoint, save_checkpoint, to_bytes
+from engine.checkpoint import load_checkpoint, load_model, parse_checkpoint, to_bytes
 from engine.config import load_config
-from engine.evaluation.evaluate import predict_rgb
 from engine.optim import learning_rate, make_optimizer
 from engine.training import loop, monitor
 from engine.training.state import State, check_resumable, compare
-from engine.training.teacher import turned
 from tests.common import ROOT
 from tests.survival import make_images, same, tiny_config, write_config
 from tests.training.test_run_folder import read_events
@@ -32,7 +29,6 @@ from utils import UserError
 
 
 CPU = torch.device('cpu')
-TURNS = list(itertools.product([False, True], repeat=3))  # flip rows, flip columns, transpose
 log = logging.getLogger('liif')
 
 
@@ -125,61 +121,6 @@ def test_gradient_clipping_bounds_the_step(config):
     state, found = steps(config, 1, state)
     moved = math.sqrt(sum((p - b).pow(2).sum().item() for p, b in zip(state.model.parameters(), before)))
     assert found[0][1] > 1e-3 and moved == pytest.approx(1e-3, rel=1e-3)
-
-
-# The teacher.
-
-@pytest.fixture
-def taught(config, tmp_path):
-    """A config with a teacher that is the start of another seed."""
-    torch.manual_seed(5)
-    save_checkpoint(tmp_path / 'teacher.pth', State(config, CPU, 3).checkpoint())
-    return {**config, 'teacher': {'model': str(tmp_path / 'teacher.pth'), 'share': 0.25}}
-
-
-@pytest.mark.parametrize('turn', TURNS)
-def test_turned_queries_show_what_they_did(turn):
-    """To interpolation, which has no preferred direction. The scale differs between the axes."""
-    size = torch.tensor([[9, 20]] * 2)
-    batch = {'inp': torch.rand(2, 3, 6, 8), 'coord': torch.rand(2, 50, 2) * 2 - 1, 'cell': 2 / size[:, None],
-             'size': size}
-    model = models.make({'name': 'bicubic'})
-    for batch in (batch, {**batch, 'coord': None}):
-        found = turned(batch, *turn)
-        assert found['inp'].shape[2:] == ((8, 6) if turn[2] else (6, 8))
-        assert torch.equal(found['cell'], batch['cell'].flip(-1) if turn[2] else batch['cell'])
-        assert torch.allclose(predict_rgb(model, found), predict_rgb(model, batch), atol=1e-5)
-
-
-def test_the_teachers_colours_are_mixed_into_the_ground_truth(taught):
-    batch, teacher = unpack(next(iter(loader_of(taught))), CPU), State(taught, CPU, 3).teacher
-    model, norm = load_model(taught['teacher']['model'], CPU)
-    seen = [predict_rgb(model, turned(batch, *turn), norm) for turn in TURNS]
-    found = set()
-    random.seed(0)
-    for _ in range(80):
-        mixed = teacher.mix(batch)
-        close = [i for i, rgb in enumerate(seen) if torch.allclose(mixed, 0.75 * batch['gt'] + 0.25 * rgb, atol=1e-6)]
-        assert len(close) == 1
-        found.update(close)
-    assert found == set(range(8))
-
-
-def test_a_network_that_teaches_itself_alone_has_nothing_to_learn(taught, monkeypatch):
-    """Without turns and ground truth. The turns are drawn from Python's generator, which each step seeds."""
-    monkeypatch.setattr(random, 'random', lambda: 1.0)
-    taught['teacher']['share'] = 1.0
-    torch.manual_seed(5)
-    state = State(taught, CPU, 3)
-    loss, norm = loop.train_step(state.model, state, unpack(next(iter(loader_of(taught))), CPU), 1e-3)
-    assert loss.item() <= 1e-2 and norm.item() > 0  # colours outside [0, 1] are clipped in the teacher alone
-
-
-def test_the_teacher_is_not_trained_and_not_saved(taught):
-    state, _ = steps(taught, 2)
-    saved = load_checkpoint(taught['teacher']['model'])
-    same(dict(state.teacher.model.state_dict()), dict(saved['model']['sd']))
-    assert set(state.checkpoint()) == set(saved)
 
 
 def test_averaged_weights_are_the_formula(config):
