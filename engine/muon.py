@@ -17,7 +17,8 @@ class Muon(torch.optim.Optimizer):
     """Muon for the hidden weights, Adam for the rest: the first and the last weight, the biases, all vectors.
 
     A convolution kernel (out, in, k, k) counts as the matrix (out, in * k * k). Matrices of one shape are
-    orthogonalized together, in one batch. A step with rate lr adds to a matrix
+    orthogonalized together, in one batch. torch.optim.Muon takes 2-D weights only, and torch 2.5 has none. A step with
+    rate lr adds to a matrix
 
         -lr * sqrt(max(1, out / in)) * orthogonalize(grad + momentum * buffer),  buffer = momentum * buffer + grad
 
@@ -81,6 +82,7 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonalize(x, iterations=5):
     """Matrices near U V^T, where x = U S V^T, by a Newton-Schulz iteration.
+
     After 5 iterations their singular values lie in [0.6, 1.25], except for those which in x are below 1/400 of its
     norm: they are smaller.
 
